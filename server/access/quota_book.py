@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
@@ -50,6 +51,17 @@ def quota_exceeded(caller: str, quota: str, limit: int, why: str, retry_s: float
     )
     message = f"your quota {quota} is used up: {why}"
     return exhausted(message, min(retry_s, _LONGEST_RETRY_S), failure)
+
+
+class Countable(Protocol):
+    """A piece of a reply that says how many tokens there are up to it."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of the part of the call up to this piece."""
+
+
+Paid = TypeVar("Paid", bound=Countable)
 
 
 class CallerUse:
@@ -286,6 +298,27 @@ class TokenMeter:
         if more > 0:
             self._paid[part] = tokens
             await self._bucket.pay(more)
+
+    async def paid(self, part: int | str, pieces: list[Paid]) -> AsyncGenerator[list[Paid]]:
+        """Yields consecutive pieces of a part once their tokens are there, as many as there are.
+
+        Args:
+            part: The part.
+            pieces: The pieces, each with the number of all tokens of the part up to it.
+        """
+        if not self._bucket.is_limited:
+            yield pieces
+            return
+        ready = list[Paid]()
+        for piece in pieces:
+            more = piece.new_tokens - self._paid.get(part, 0)
+            if ready and more > self._bucket.level:
+                yield ready
+                ready = []
+            await self.pay(part, piece.new_tokens)
+            ready.append(piece)
+        if ready:
+            yield ready
 
 
 class QuotaBook:

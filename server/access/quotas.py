@@ -23,7 +23,8 @@ class Quotas:
     jobs_running: int | None = None
     """Training jobs that run at once; more wait in the queue."""
     model_bytes: int | None = None
-    """Bytes of the stored versions that the caller's jobs and streams made."""
+    """Bytes of the stored versions that the caller's jobs and streams made, and of the weights that
+    its jobs keep after their end."""
     corpus_bytes: int | None = None
     """Bytes of the stored corpora that the caller uploaded."""
 

@@ -86,8 +86,16 @@ class TokenBucket:
             self._level = min(self._most, self.level - tokens)
 
     async def pay(self, tokens: int) -> None:
-        """Takes tokens and waits until they are there; those who pay earlier are served first."""
+        """Takes tokens and waits until they are there; those who pay earlier are served first.
+
+        A call that is cancelled meanwhile gets its tokens back, since it does not use them.
+        """
         self.take(tokens)
         debt = -self.level
-        if debt > 0:
+        if debt <= 0:
+            return
+        try:
             await self._sleep(debt / self._rate if self._rate else _FOREVER_S)
+        except asyncio.CancelledError:
+            self.take(-tokens)
+            raise

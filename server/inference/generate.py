@@ -135,10 +135,11 @@ class GenerateHandler:
                 self._batcher.begin(call.model, call.sequences, queue, caller)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
-                        await meter.pay(index, pieces[-1].new_tokens)
-                        async with aclosing(call.replies(index, pieces)) as replies:
-                            async for reply in replies:
-                                yield reply
+                        async with aclosing(meter.paid(index, pieces)) as paid:
+                            async for some in paid:
+                                async with aclosing(call.replies(index, some)) as replies:
+                                    async for reply in replies:
+                                        yield reply
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:

@@ -34,7 +34,7 @@ from treadle.server.resources import thread_pools
 from treadle.server.storage import files as disk
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import INIT_FILE
-from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
+from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES, JobState
 from treadle.server.storage.schema import JobRow
 from treadle.server.storage.upload_files import UploadedFile, UploadFiles
 from treadle.v1 import sequence_pb2 as pb
@@ -49,8 +49,10 @@ logger = logging.getLogger(__name__)
 
 _WEIGHT_BYTES = 4
 
+_FINAL = sorted(FINAL_STATES)
+
 _MOST_JOBS = 10_000
-"""Unfinished jobs of a caller that are counted."""
+"""Jobs of a caller that are counted, the newest first."""
 
 
 class Submission:
@@ -154,10 +156,12 @@ class Submission:
             DatabaseError: The database failed.
         """
         database = self._data_dir.database
+        stored = await thread_pools.DATABASE.run(database.model_bytes, owner)
+        kept = await thread_pools.LISTS.run(self._kept_bytes, owner)
         return StoredUse(
             jobs_queued=self._jobs.queue.waiting_of(owner),
             jobs_running=self._jobs.queue.running_of(owner),
-            model_bytes=await thread_pools.DATABASE.run(database.model_bytes, owner),
+            model_bytes=stored + kept,
             corpus_bytes=await thread_pools.DATABASE.run(database.corpus_bytes, owner),
         )
 
@@ -182,6 +186,11 @@ class Submission:
             use.check_model_bytes(stored.model_bytes + coming, _least_bytes(config))
         use.count_upload(0, stored.corpus_bytes)
         return stored.corpus_bytes
+
+    def _kept_bytes(self, owner: str) -> int:
+        """Returns the bytes of the weights that jobs of an owner keep after their end."""
+        jobs = self._data_dir.database.jobs(_FINAL, limit=_MOST_JOBS, owner=owner)
+        return sum(self._data_dir.jobs.own_bytes(row.id) for row in jobs)
 
     def _coming_bytes(self, owner: str) -> int:
         """Returns about the bytes of the models that unfinished jobs of an owner will store."""

@@ -5,6 +5,9 @@ Each file is replaced as a whole or not at all.
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from treadle.server.names import is_name
@@ -39,6 +42,20 @@ class JobFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         """The directory of the jobs' directories."""
+
+    def own_bytes(self, job: str) -> int:
+        """Returns the bytes of a job's files that are nowhere else, such as in a stored version.
+
+        Args:
+            job: The job's id.
+        """
+        size = 0
+        with suppress(OSError), os.scandir(self.root / job) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                    size += status.st_size
+        return size
 
     def directory(self, job: str) -> Path:
         """Returns a job's directory, which is made if it is missing.

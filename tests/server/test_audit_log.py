@@ -205,14 +205,38 @@ def test_no_text_forges_a_line(log: AuditLog, path: Path, text: str) -> None:
     assert entry["resource"] == {"job": "(invalid)", "corpora": ["(invalid)"]}
 
 
+def test_refusals_of_one_caller_cannot_fill_the_files(
+    log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "_REFUSED_PER_S", 0)
+    bob = Caller("bob", Role.TRAINER)
+    for _ in range(1500):
+        call_of(log, "Generate").end(DENIED)
+        call_of(log, "CancelJob").end(not_found("x"))
+    call_of(log, "SetAlias").end()
+    call_of(log, "Generate", caller=bob).end(DENIED)
+    monkeypatch.setattr(audit_log, "_REFUSED_PER_S", 10**9)
+    time.sleep(0.001)
+    call_of(log, "Generate").end(DENIED)
+    log.close(PATIENCE_S)
+    entries = entries_of(path)
+    assert len(entries) == 1003
+    ends = [(each["method"], each["caller"], each.get("left_out")) for each in entries[1000:]]
+    assert ends == [
+        ("SetAlias", "ada", None),
+        ("Generate", "bob", None),
+        ("Generate", "ada", 2000),
+    ]
+
+
 def test_unknown_callers_cannot_fill_the_files(
     log: AuditLog, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_log, "_UNKNOWN_PER_S", 0)
+    monkeypatch.setattr(audit_log, "_REFUSED_PER_S", 0)
     for _ in range(1500):
         call_of(log, "Generate", caller=None).end(UNKNOWN)
     call_of(log, "Generate").end(DENIED)
-    monkeypatch.setattr(audit_log, "_UNKNOWN_PER_S", 10**9)
+    monkeypatch.setattr(audit_log, "_REFUSED_PER_S", 10**9)
     time.sleep(0.001)
     call_of(log, "Generate", caller=None).end(UNKNOWN)
     log.close(PATIENCE_S)

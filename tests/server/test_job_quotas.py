@@ -334,6 +334,23 @@ def test_models_that_jobs_will_make_have_to_fit_into_the_quota(data_dir: DataDir
     in_place(data_dir, run)
 
 
+def test_weights_that_a_job_keeps_after_its_end_count(data_dir: DataDir) -> None:
+    data_dir.database.add_job(job_row("a0", owner="ann", state="succeeded"))
+    kept = data_dir.jobs.directory("a0") / "last.safetensors"
+    kept.write_bytes(b"x" * 500_000)
+
+    async def run(place: Place) -> None:
+        place.quotas["ann"] = Quotas(model_bytes=500_000)
+        assert (await place.submission.stored_use("ann")).model_bytes == 500_000
+        assert quota_of(await refused(place.submit("ann"))) == "model_bytes"
+        other = data_dir.jobs.directory("b0") / "model"
+        other.hardlink_to(kept)
+        assert (await place.submission.stored_use("ann")).model_bytes == 0  # it counts there
+        await place.submit("ann")
+
+    in_place(data_dir, run)
+
+
 def test_a_new_version_has_to_fit_into_the_quota() -> None:
     use = QuotaBook().of(Caller("ann", Role.TRAINER, quotas=Quotas(model_bytes=1000)))
     use.check_model_bytes(400, 600)

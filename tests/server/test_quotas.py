@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -212,6 +212,54 @@ def test_a_meter_pays_for_each_token_once() -> None:
         for part, tokens in ((0, 5), (1, 7), (0, 5), (0, 9), (1, 3), ("prompt", 4)):
             await meter.pay(part, tokens)
         assert use.tokens.level == 2000 - (9 + 7 + 4)
+
+    asyncio.run(run())
+
+
+class Piece(NamedTuple):
+    """A piece of a text."""
+
+    new_tokens: int
+
+
+def test_pieces_are_sent_as_soon_as_they_are_paid_for_and_not_all_at_once() -> None:
+    async def run() -> None:
+        clock = Clock()
+        use = QuotaBook(clock=clock).of(caller(tokens_per_minute=60))
+        use.tokens = TokenBucket(clock, clock.sleep)
+        use.tokens.limit(60)
+        pieces = [Piece(1), Piece(2), Piece(10), Piece(20), Piece(20)]
+        sent = list[tuple[float, list[Piece]]]()
+
+        async def send() -> None:
+            async for some in use.meter().paid(0, pieces):
+                sent.append((clock.now_s, some))
+
+        task = asyncio.create_task(send())
+        await clock.run(100.0)
+        await task
+        assert sent == [
+            (0.0, pieces[:2]),
+            (8.0, pieces[2:3]),
+            (18.0, pieces[3:]),
+        ]
+        unlimited = [some async for some in QuotaBook().of(caller()).meter().paid(0, pieces)]
+        assert unlimited == [pieces]
+
+    asyncio.run(run())
+
+
+def test_a_call_that_ends_while_it_waits_leaves_no_debt() -> None:
+    async def run() -> None:
+        clock = Clock()
+        bucket = TokenBucket(clock, clock.sleep)
+        bucket.limit(60)
+        waiting = asyncio.create_task(bucket.pay(500))
+        await clock.run(10.0)
+        assert bucket.level == 2 - 500 + 10
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert bucket.level == 2
 
     asyncio.run(run())
 

@@ -219,5 +219,8 @@ def test_bytes_of_corpora_and_models(place: Place) -> None:
 
     refused(place.stub.LearnStream(learn(), **place.by("bytes")), "model_bytes", 2000)
     place.stub.DeleteModel(pb.DeleteModelRequest(model="d", version=1), **place.by("bytes"))
+    assert place.info("bytes").use.model_bytes > 0  # the weights that the job keeps
+    [job] = place.stub.ListJobs(pb.ListJobsRequest(), **place.by("bytes")).jobs
+    place.stub.DeleteJob(pb.DeleteJobRequest(job=job.id), **place.by("bytes"))
     assert place.info("bytes").use.model_bytes == 0
     list(place.stub.Train(requests(tiny_spec("d"), TEXT), **place.by("bytes")))

@@ -4295,7 +4295,9 @@ class CallerQuotas(_message.Message):
     jobs_running: _builtins.int
     """Training jobs that run at once. More wait in the queue."""
     model_bytes: _builtins.int
-    """Bytes of the stored versions that the caller's jobs and streams made."""
+    """Bytes of the stored versions that the caller's jobs and streams made, and
+    of the weights that its jobs keep after their end.
+    """
     corpus_bytes: _builtins.int
     """Bytes of the stored corpora that the caller uploaded."""
     def __init__(
@@ -4370,7 +4372,7 @@ class CallerUse(_message.Message):
     jobs_running: _builtins.int
     """Training jobs that run."""
     model_bytes: _builtins.int
-    """Bytes of stored versions."""
+    """Bytes of stored versions, and of the weights that jobs keep."""
     corpus_bytes: _builtins.int
     """Bytes of stored corpora."""
     def __init__(

@@ -1,8 +1,9 @@
 """`AuditLog` writes one line of JSON for each entry, in a thread of its own.
 
 Nobody waits for the disk. Where it is full or hangs, entries are lost, and the server's log and the
-next line of the file say how many. Clients without a valid credential get a limited number of
-lines, since they could otherwise push all others out of the files.
+next line of the file say how many. The refusals of each caller, and those of all clients without a
+valid credential together, get a limited number of lines: they could otherwise push all others out
+of the files.
 """
 
 from __future__ import annotations
@@ -29,9 +30,43 @@ _WAITING = 10_000
 _AT_ONCE = 500
 """Entries that are written together."""
 
-_UNKNOWN_AT_ONCE = 1000
-_UNKNOWN_PER_S = 10
-"""Entries of unknown callers that are written at once, and per second after that."""
+_REFUSED_AT_ONCE = 1000
+_REFUSED_PER_S = 10
+"""Refusals of one caller that are written at once, and per second after that."""
+
+_MANY = 1000
+"""Callers from which those without refusals for a while are forgotten."""
+
+
+class _Allowance:
+    """Counts the refusals of one caller, or of all unknown clients."""
+
+    def __init__(self) -> None:
+        self._allowed = float(_REFUSED_AT_ONCE)
+        self._seen_s = time.monotonic()
+        self.left_out = 0
+        """Refusals that were not written since the last one that was."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is lost if this is forgotten."""
+        self._fill()
+        return not self.left_out and self._allowed >= _REFUSED_AT_ONCE
+
+    def take(self) -> bool:
+        """Returns whether one more refusal may be written."""
+        self._fill()
+        if self._allowed < 1:
+            self.left_out += 1
+            return False
+        self._allowed -= 1
+        return True
+
+    def _fill(self) -> None:
+        now_s = time.monotonic()
+        more = (now_s - self._seen_s) * _REFUSED_PER_S
+        self._seen_s = now_s
+        self._allowed = min(_REFUSED_AT_ONCE, self._allowed + more)
 
 
 class AuditLog:
@@ -51,11 +86,7 @@ class AuditLog:
         self._waiting: queue.Queue[Entry | None] = queue.Queue(_WAITING)
         self._lost = 0
         self._counting = threading.Lock()
-        self._allowed = float(_UNKNOWN_AT_ONCE)
-        """Entries of unknown callers that may be written now."""
-        self._seen_s = time.monotonic()
-        self._left_out = 0
-        """Entries of unknown callers that were not written since the last one that was."""
+        self._allowances: dict[str, _Allowance] = {}
         self._thread: threading.Thread | None = None
         if not path:
             return
@@ -75,22 +106,23 @@ class AuditLog:
         """Whether entries are written anywhere."""
         return self._thread is not None
 
-    def write(self, entry: Entry, is_known: bool = True) -> None:
+    def write(self, entry: Entry, refused: str | None = None) -> None:
         """Has an entry written, with the time of now, and returns at once.
 
         Args:
             entry: The entry; its values are numbers, short texts, or lists or objects of them.
-            is_known: Whether its caller is known. If not, it may be left out.
+            refused: Whose refusal it is, which may be left out: the name of a caller, or an empty
+                text for a client that is not known; None: it is no refusal.
         """
         if not self.is_on:
             return
-        if not is_known:
-            if not self._may_write_unknown():
-                self._left_out += 1
+        if refused is not None:
+            allowance = self._allowance(refused)
+            if not allowance.take():
                 return
-            if self._left_out:
-                entry = entry | {"left_out": self._left_out}
-                self._left_out = 0
+            if allowance.left_out:
+                entry = entry | {"left_out": allowance.left_out}
+                allowance.left_out = 0
         try:
             self._waiting.put_nowait({"time": _now()} | entry)
         except queue.Full:
@@ -110,15 +142,14 @@ class AuditLog:
             return
         self._thread.join(patience_s)
 
-    def _may_write_unknown(self) -> bool:
-        now_s = time.monotonic()
-        more = (now_s - self._seen_s) * _UNKNOWN_PER_S
-        self._seen_s = now_s
-        self._allowed = min(_UNKNOWN_AT_ONCE, self._allowed + more)
-        if self._allowed < 1:
-            return False
-        self._allowed -= 1
-        return True
+    def _allowance(self, name: str) -> _Allowance:
+        found = self._allowances.get(name)
+        if found is None:
+            if len(self._allowances) >= _MANY:
+                busy = {name: each for name, each in self._allowances.items() if not each.is_idle}
+                self._allowances = busy
+            found = self._allowances[name] = _Allowance()
+        return found
 
     def _lose(self, count: int) -> int:
         """Adds to the entries that were lost since the last one that was written."""

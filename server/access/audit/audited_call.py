@@ -162,7 +162,10 @@ class AuditedCall:
         }
         if quota:
             entry["quota"] = _text(quota)
-        self._log.write(entry, is_known=caller is not None)
+        refused = (
+            None if status == grpc.StatusCode.OK.name else "" if caller is None else caller.name
+        )
+        self._log.write(entry, refused)
 
 
 def audit_request(request: Any, size: int) -> None:
