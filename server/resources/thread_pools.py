@@ -80,13 +80,15 @@ class ThreadPool:
             threads = self._threads
             if threads.free:
                 threads.free -= 1
-                threads.executor.submit(self._serve, threads, (future, run))
+                # A list, since the executor keeps what it passes on, and so would every result.
+                threads.executor.submit(self._serve, threads, [(future, run)])
             else:
                 threads.waiting.put(work_owner(), (future, run))
         return await asyncio.wrap_future(future)
 
-    def _serve(self, threads: _Threads, work: Work) -> None:
+    def _serve(self, threads: _Threads, first: list[Work]) -> None:
         """Runs a piece of work in a thread, and then what waits, until nothing does."""
+        work = first.pop()
         while True:
             _run(*work)
             del work  # a thread that waits for the lock must not keep it alive

@@ -305,10 +305,15 @@ def test_what_one_makes_counts_as_ones_own(company: Company) -> None:
         for model in page.models
         if model.name == "team-a-mates"
     ]
-    assert info.caller.use.model_bytes == model.size_bytes
+    stored = info.caller.use.model_bytes
+    assert stored >= model.size_bytes
     assert info.caller.use.corpus_bytes == len(TEXT)
     request = pb.DeleteModelRequest(model="team-a-mates", all_versions=True)
     assert company["ann"].code("DeleteModel", request) is grpc.StatusCode.OK
+    info = company["mate"].call("GetServerInfo", pb.GetServerInfoRequest())
+    assert info.caller.use.model_bytes == stored - model.size_bytes  # what the job keeps
+    [job] = company["mate"].call("ListJobs", pb.ListJobsRequest(model="team-a-mates")).jobs
+    assert company["mate"].code("DeleteJob", pb.DeleteJobRequest(job=job.id)) is grpc.StatusCode.OK
     info = company["mate"].call("GetServerInfo", pb.GetServerInfoRequest())
     assert info.caller.use.model_bytes == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 
@@ -12,7 +13,7 @@ from treadle.server.resources import thread_pools
 from treadle.server.resources.thread_pools import ThreadPool
 from treadle.server.resources.work_owner import set_work_owner, work_owner
 
-from .harness import PATIENCE_S
+from .harness import PATIENCE_S, until
 
 
 def test_a_full_pool_leaves_the_others_free() -> None:
@@ -103,3 +104,32 @@ def test_work_is_that_of_the_caller_of_the_call() -> None:
 
     asyncio.run(main())
     assert work_owner() == ""
+
+
+class Large:
+    """A result whose memory counts."""
+
+
+def test_a_busy_pool_keeps_no_result() -> None:
+    async def main() -> None:
+        pool = ThreadPool("one", 1)
+        queued = threading.Event()
+        held = threading.Event()
+
+        def make() -> Large:
+            queued.wait(PATIENCE_S)
+            return Large()
+
+        first = asyncio.ensure_future(pool.run(make))
+        later = asyncio.ensure_future(pool.run(held.wait, PATIENCE_S))
+        await asyncio.sleep(0)  # both are in the pool
+        queued.set()
+        gone = weakref.ref(await first)
+        del first
+        await until(lambda: gone() is None)
+        assert not later.done()
+        held.set()
+        await later
+        pool.close()
+
+    asyncio.run(main())

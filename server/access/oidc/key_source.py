@@ -14,6 +14,7 @@ import time
 import urllib.request
 from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from treadle.server.access.oidc.settings import KeySettings
@@ -170,7 +171,7 @@ def _download(url: str, timeout_s: float) -> bytes:
     headers = {"Accept": "application/json", "User-Agent": "treadle-server"}
     data = bytearray()
     request = urllib.request.Request(url, headers=headers)
-    with opener.open(request, timeout=timeout_s) as response:
+    with _opened(opener, request, timeout_s) as response:
         while piece := response.read1(_PIECE_BYTES):
             data += piece
             if len(data) > MAX_SET_BYTES:
@@ -178,3 +179,16 @@ def _download(url: str, timeout_s: float) -> bytes:
             if time.monotonic() > end_s:
                 raise TimeoutError(f"did not answer within {timeout_s:g} seconds")
     return bytes(data)
+
+
+def _opened(opener: urllib.request.OpenerDirector, request: Any, timeout_s: float) -> Any:
+    """Returns the open answer to a request; one that is an error is closed.
+
+    Raises:
+        OSError: It is an error, or no answer came.
+    """
+    try:
+        return opener.open(request, timeout=timeout_s)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
