@@ -19,7 +19,7 @@ compile() {
         --only-binary :all: --generate-hashes --custom-compile-command 'make lock' "$@"
 }
 
-extras=(--extra server --extra bpe --extra cli --extra oidc)
+extras=(--extra server --extra bpe --extra cli --extra http --extra oidc --extra otel)
 compile x86_64 "$@" pyproject.toml "${extras[@]}" \
     --override requirements/overrides.txt --output-file requirements/image.lock
 

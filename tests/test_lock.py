@@ -21,7 +21,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements"
-EXTRAS = ("server", "bpe", "cli", "oidc")
+EXTRAS = ("server", "bpe", "cli", "http", "oidc", "otel")
 """What the image installs besides the client."""
 MACHINES = ("x86_64", "aarch64")
 
@@ -85,11 +85,16 @@ def applicable(requirements: list[str], extras: set[str], machine: str) -> Itera
 
 
 def of_the_image(pyproject: dict[str, Any]) -> list[str]:
-    """Returns the requirements of the image as pyproject.toml has them."""
+    """Returns the requirements of the image as pyproject.toml has them.
+
+    Those of Treadle itself, by which an extra includes another, are left out.
+    """
     project = pyproject["project"]
+    extras = project["optional-dependencies"]
+    items = (item for extra in EXTRAS for item in extras[extra])
     return [
         *project["dependencies"],
-        *(item for extra in EXTRAS for item in project["optional-dependencies"][extra]),
+        *(item for item in items if Requirement(item).name != project["name"]),
     ]
 
 

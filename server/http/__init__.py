@@ -1,0 +1,1 @@
+"""HTTP next to gRPC: the same service for browsers, curl and OpenAI clients."""
