@@ -39,8 +39,8 @@ MEMORY_BYTES = 768 << 20
 """What the process may take above what it takes once it has started: its budget, the models in
 memory, the messages that gRPC has read ahead, and what the allocator keeps."""
 
-_UNCOLLECTED_BYTES = 32 << 20
-"""What may still be counted of models that were dropped: the bytes that stay loaded at most."""
+_UNCOLLECTED_BYTES = 1 << 20
+"""What may still be counted of models that were dropped and wait for the garbage collector."""
 
 TEXT = b"abc cab bca, a cab abc!\n" * 20
 
