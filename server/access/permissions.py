@@ -26,6 +26,8 @@ PERMISSIONS = {
     "DeleteModel": Role.TRAINER,
     "SetAlias": Role.TRAINER,
     "DeleteAlias": Role.TRAINER,
+    "ExportModel": Role.TRAINER,
+    "ImportModel": Role.TRAINER,
     "GetServerInfo": Role.READER,
 }
 """The least role for each method of the service."""

@@ -22,6 +22,7 @@ MOST = {
     "GenerateRequest.token_biases": 1_024,
     "ListJobsRequest.states": 100,
     "ScoreRequest.texts": 10_000,
+    "VocabularyPart.tokens": 10_000,
 }
 """The most entries of every repeated field of the requests."""
 

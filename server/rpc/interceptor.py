@@ -152,8 +152,8 @@ class Interceptor(aio.ServerInterceptor):
         # Messages are bytes here, so that they are parsed under the guard and counted. gRPC itself
         # would answer a malformed message with UNKNOWN and the text of the exception.
         replies: Any
-        if handler.stream_stream is not None:
-            replies = handler.stream_stream
+        if handler.request_streaming:
+            replies = handler.stream_stream or _stream_of(handler.stream_unary)
 
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
                 return parse.all(self._incoming.first(context, stream, held), held)

@@ -9,10 +9,13 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import grpc
+
 from treadle.model import compiled_for
 from treadle.server.access.audit.audited_call import audit_note
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.access.model_rights import check_read, check_write
+from treadle.server.errors import StatusError
 from treadle.server.jobs.job import outlast
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
@@ -261,6 +264,19 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         delete = self._model_store.delete_alias
         await outlast(thread_pools.STORE.run(delete, request.model, request.alias))
         return pb.DeleteAliasResponse()
+
+    async def ExportModel(  # noqa: N802
+        self, request: pb.ExportModelRequest, context: Context
+    ) -> AsyncIterator[pb.ExportModelResponse]:
+        """Sends the file of a version."""
+        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "ExportModel is not there yet")
+        yield
+
+    async def ImportModel(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ImportModelRequest], context: Context
+    ) -> pb.ImportModelResponse:
+        """Stores a file as a new version."""
+        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "ImportModel is not there yet")
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: Context

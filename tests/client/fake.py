@@ -18,10 +18,9 @@ from grpc_health.v1.health import HealthServicer  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from treadle.v1 import sequence_pb2 as v1
-from treadle.v1.sequence_pb2_grpc import (
-    SequenceServiceServicer,
-    add_SequenceServiceServicer_to_server,
-)
+from treadle.v1.sequence_pb2_grpc import add_SequenceServiceServicer_to_server
+
+from .fake_travel import FakeTravel
 
 STUCK = "stuck"
 """A model whose calls never end by themselves."""
@@ -189,8 +188,11 @@ def _refuse_fault(request: v1.ScoreRequest | v1.EmbedRequest, context: Any) -> N
         context.abort_with_status(rpc_status.to_status(failure))
 
 
-class FakeService(SequenceServiceServicer):
+class FakeService(FakeTravel):
+    describe = staticmethod(a_model)
+
     def __init__(self) -> None:
+        super().__init__()
         self.requests: list[Any] = []
         self.corpus = b""
         self.chunks: list[int] = []

@@ -649,8 +649,8 @@ class _CallerRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallerRole
     CALLER_ROLE_USER: _CallerRole.ValueType  # 2
     """Generates, scores and embeds."""
     CALLER_ROLE_TRAINER: _CallerRole.ValueType  # 3
-    """Trains, learns and publishes; manages its own jobs and the models that it
-    may write.
+    """Trains, learns, publishes and imports; exports the models that it may read;
+    manages its own jobs and the models that it may write.
     """
     CALLER_ROLE_ADMIN: _CallerRole.ValueType  # 4
     """Does everything, with what belongs to every caller."""
@@ -665,8 +665,8 @@ CALLER_ROLE_READER: CallerRole.ValueType  # 1
 CALLER_ROLE_USER: CallerRole.ValueType  # 2
 """Generates, scores and embeds."""
 CALLER_ROLE_TRAINER: CallerRole.ValueType  # 3
-"""Trains, learns and publishes; manages its own jobs and the models that it
-may write.
+"""Trains, learns, publishes and imports; exports the models that it may read;
+manages its own jobs and the models that it may write.
 """
 CALLER_ROLE_ADMIN: CallerRole.ValueType  # 4
 """Does everything, with what belongs to every caller."""
@@ -4050,6 +4050,319 @@ class DeleteAliasResponse(_message.Message):
 Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
 
 @_typing.final
+class ExportModelRequest(_message.Message):
+    """The version to send."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or NAME@ALIAS."""
+    version: _builtins.int
+    """The model's version. Default: the newest."""
+    offset: _builtins.int
+    """Bytes of the file that the client has already, and that are not sent again;
+    at most the size of the file. Default: 0, the whole file is sent.
+    """
+    sha256: _builtins.str
+    """SHA-256 of the file that the client expects, as 64 lower-case hexadecimal
+    digits. FAILED_PRECONDITION if the version's file has another one: the
+    alias or the newest version has changed since. Default: empty, any file.
+    """
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "offset", b"offset", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportModelRequest: _TypeAlias = ExportModelRequest  # noqa: Y015
+
+@_typing.final
+class ExportModelResponse(_message.Message):
+    """One message of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file, from the offset on, at least one."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The first message: the version, as GetModel describes it."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "message", b"message", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["model", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ExportModelResponse: _TypeAlias = ExportModelResponse  # noqa: Y015
+
+@_typing.final
+class ImportModelSpec(_message.Message):
+    """The model that a file becomes a version of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    REUSE_IDENTICAL_FIELD_NUMBER: _builtins.int
+    STATE_DICT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name. The rules of TrainSpec.model hold. If the model exists,
+    the file becomes a new version; older versions stay.
+    """
+    alias: _builtins.str
+    """An alias for the version. Default: empty, none."""
+    size_bytes: _builtins.int
+    """Bytes of the file, so that one that is too large is refused before it is
+    sent. INVALID_ARGUMENT if another number of bytes arrives. Default: 0, the
+    size is in `end` alone.
+    """
+    sha256: _builtins.str
+    """SHA-256 of the file, as 64 lower-case hexadecimal digits.
+    INVALID_ARGUMENT if the file that arrives has another one. Default: empty,
+    the hash is in `end` alone.
+    """
+    reuse_identical: _builtins.bool
+    """If the model has a version with the same file, that version is the
+    response, and no other one is stored. It makes retries safe. If `sha256` is
+    set, the server may answer before the file has arrived. Default: false,
+    every import stores a new version.
+    """
+    @_builtins.property
+    def state_dict(self) -> Global___StateDictSpec:
+        """The file contains the weights of a PyTorch module, which the server
+        converts. Default: unset, the file is a model of Treadle.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        reuse_identical: _builtins.bool = ...,
+        state_dict: Global___StateDictSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state_dict", b"state_dict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model", "reuse_identical", b"reuse_identical", "sha256", b"sha256", "size_bytes", b"size_bytes", "state_dict", b"state_dict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportModelSpec: _TypeAlias = ImportModelSpec  # noqa: Y015
+
+@_typing.final
+class StateDictSpec(_message.Message):
+    """The way in which the weights of a PyTorch module become a model. The file is a
+    `state_dict` that safetensors has saved; nothing is unpickled. The cell, the
+    layers and their sizes follow from the names and shapes of its tensors.
+    INVALID_ARGUMENT names those that fit no network of Treadle.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    TIED_WEIGHTS_FIELD_NUMBER: _builtins.int
+    layout: Global___CorpusLayout.ValueType
+    """The way in which the module's corpus was cut into sequences.
+    CORPUS_LAYOUT_LINES adds a begin and an end token after those of the
+    vocabulary. Default: one long text.
+    """
+    tied_weights: _builtins.bool
+    """The weights of the embedding and of the output layer are the same, bit for
+    bit, and stay the same in further training. Default: false.
+    """
+    @_builtins.property
+    def tokenizer(self) -> Global___TokenizerSpec:
+        """The conversion of text to tokens with which the module was trained: the
+        kind, and whether it is in lower case. Kinds other than bytes need a
+        vocabulary. TOKENIZER_KIND_SUBWORDS cannot be imported. An `unknown_policy`
+        of UNKNOWN_POLICY_UNKNOWN adds the unknown token as the last one. Default:
+        characters.
+        """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Global___TokenizerSpec | None = ...,
+        layout: Global___CorpusLayout.ValueType = ...,
+        tied_weights: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokenizer", b"tokenizer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "tied_weights", b"tied_weights", "tokenizer", b"tokenizer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateDictSpec: _TypeAlias = StateDictSpec  # noqa: Y015
+
+@_typing.final
+class VocabularyPart(_message.Message):
+    """A part of the vocabulary of a PyTorch module."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The next tokens, in the order of their ids, without those that StateDictSpec
+        adds; each is at least one character long and appears once. A kind of
+        characters takes one code point for each. At most 10,000 entries; all parts
+        together may have 1,000,000 tokens and take 16 MiB.
+        """
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VocabularyPart: _TypeAlias = VocabularyPart  # noqa: Y015
+
+@_typing.final
+class ImportModelRequest(_message.Message):
+    """One message of an ImportModel upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file, at least one. Up to 1 MiB is recommended; the
+    largest message limits it.
+    """
+    @_builtins.property
+    def spec(self) -> Global___ImportModelSpec:
+        """The first message, and only that one."""
+
+    @_builtins.property
+    def vocabulary(self) -> Global___VocabularyPart:
+        """The next part of the vocabulary; only with `spec.state_dict`, and before
+        the first chunk.
+        """
+
+    @_builtins.property
+    def end(self) -> Global___ImportModelEnd:
+        """The last message: the file is complete. Nothing after it is read."""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___ImportModelSpec | None = ...,
+        vocabulary: Global___VocabularyPart | None = ...,
+        chunk: _builtins.bytes = ...,
+        end: Global___ImportModelEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "end", b"end", "message", b"message", "spec", b"spec", "vocabulary", b"vocabulary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "end", b"end", "message", b"message", "spec", b"spec", "vocabulary", b"vocabulary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["spec", "vocabulary", "chunk", "end"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ImportModelRequest: _TypeAlias = ImportModelRequest  # noqa: Y015
+
+@_typing.final
+class ImportModelEnd(_message.Message):
+    """The end of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Bytes of all chunks together. INVALID_ARGUMENT if another number of bytes
+    arrived.
+    """
+    sha256: _builtins.str
+    """SHA-256 of all chunks together, as 64 lower-case hexadecimal digits.
+    INVALID_ARGUMENT if the bytes that arrived have another one.
+    """
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportModelEnd: _TypeAlias = ImportModelEnd  # noqa: Y015
+
+@_typing.final
+class ImportModelResponse(_message.Message):
+    """The stored version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    reused: _builtins.bool
+    """Whether the version existed already; only with `reuse_identical`."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The version."""
+
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences about a converted model, such as tokens of its vocabulary that no
+        text is read as; empty if there is nothing to say.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        reused: _builtins.bool = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "notices", b"notices", "reused", b"reused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportModelResponse: _TypeAlias = ImportModelResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """Asks for the description of the server."""
 
@@ -4103,6 +4416,7 @@ class GetServerInfoResponse(_message.Message):
     SCORE_STREAMS_RUNNING_FIELD_NUMBER: _builtins.int
     SCORE_STREAM_LIMIT_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of Treadle."""
     cpu_target: _builtins.str
@@ -4162,6 +4476,8 @@ class GetServerInfoResponse(_message.Message):
     """ScoreStream calls that are open now."""
     score_stream_limit: _builtins.int
     """ScoreStream calls that may be open at once."""
+    max_model_bytes: _builtins.int
+    """Bytes of the largest file of a model that ImportModel takes."""
     @_builtins.property
     def caller(self) -> Global___CallerInfo:
         """Who the server takes the caller for, with its own limits and use. Not set
@@ -4197,10 +4513,11 @@ class GetServerInfoResponse(_message.Message):
         score_streams_running: _builtins.int = ...,
         score_stream_limit: _builtins.int = ...,
         caller: Global___CallerInfo | None = ...,
+        max_model_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,6 +126,16 @@ class SequenceServiceStub:
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.FromString,
                 _registered_method=True)
+        self.ExportModel = channel.unary_stream(
+                '/treadle.v1.SequenceService/ExportModel',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ExportModelResponse.FromString,
+                _registered_method=True)
+        self.ImportModel = channel.stream_unary(
+                '/treadle.v1.SequenceService/ImportModel',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/treadle.v1.SequenceService/GetServerInfo',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.GetServerInfoRequest.SerializeToString,
@@ -298,6 +308,28 @@ class SequenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportModel(self, request, context):
+        """Sends the file of one version of a model. The first response describes the
+        version, and the following ones carry the bytes of its file. A version that
+        is deleted meanwhile is sent to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportModel(self, request_iterator, context):
+        """Stores the file of a model as a new version. The first request carries the
+        spec, the following ones carry the file, and the last one marks its end. A
+        stream that breaks off before `end` stores nothing. The file is one that
+        ExportModel has sent, or the weights of a PyTorch module (see
+        ImportModelSpec.state_dict). It is checked before it becomes a version:
+        INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
+        if the client disconnects.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Returns the server's version, limits and load.
         """
@@ -397,6 +429,16 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.DeleteAlias,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ExportModelRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ExportModelResponse.SerializeToString,
+            ),
+            'ImportModel': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportModel,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -892,6 +934,60 @@ class SequenceService:
             '/treadle.v1.SequenceService/DeleteAlias',
             treadle_dot_v1_dot_sequence__pb2.DeleteAliasRequest.SerializeToString,
             treadle_dot_v1_dot_sequence__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/treadle.v1.SequenceService/ExportModel',
+            treadle_dot_v1_dot_sequence__pb2.ExportModelRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ExportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportModel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/treadle.v1.SequenceService/ImportModel',
+            treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

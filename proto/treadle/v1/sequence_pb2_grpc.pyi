@@ -143,6 +143,20 @@ class SequenceServiceStub:
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteAliasRequest, _sequence_pb2.DeleteAliasResponse]
     """Removes an alias from a version."""
+    ExportModel: _grpc.UnaryStreamMultiCallable[_sequence_pb2.ExportModelRequest, _sequence_pb2.ExportModelResponse]
+    """Sends the file of one version of a model. The first response describes the
+    version, and the following ones carry the bytes of its file. A version that
+    is deleted meanwhile is sent to its end.
+    """
+    ImportModel: _grpc.StreamUnaryMultiCallable[_sequence_pb2.ImportModelRequest, _sequence_pb2.ImportModelResponse]
+    """Stores the file of a model as a new version. The first request carries the
+    spec, the following ones carry the file, and the last one marks its end. A
+    stream that breaks off before `end` stores nothing. The file is one that
+    ExportModel has sent, or the weights of a PyTorch module (see
+    ImportModelSpec.state_dict). It is checked before it becomes a version:
+    INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
+    if the client disconnects.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]
     """Returns the server's version, limits and load."""
 
@@ -235,6 +249,20 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteAliasRequest, _sequence_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias from a version."""
+    ExportModel: _aio.UnaryStreamMultiCallable[_sequence_pb2.ExportModelRequest, _sequence_pb2.ExportModelResponse]  # type: ignore[assignment]
+    """Sends the file of one version of a model. The first response describes the
+    version, and the following ones carry the bytes of its file. A version that
+    is deleted meanwhile is sent to its end.
+    """
+    ImportModel: _aio.StreamUnaryMultiCallable[_sequence_pb2.ImportModelRequest, _sequence_pb2.ImportModelResponse]  # type: ignore[assignment]
+    """Stores the file of a model as a new version. The first request carries the
+    spec, the following ones carry the file, and the last one marks its end. A
+    stream that breaks off before `end` stores nothing. The file is one that
+    ExportModel has sent, or the weights of a PyTorch module (see
+    ImportModelSpec.state_dict). It is checked before it becomes a version:
+    INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
+    if the client disconnects.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the server's version, limits and load."""
 
@@ -432,6 +460,32 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.DeleteAliasResponse, _abc.Awaitable[_sequence_pb2.DeleteAliasResponse]]:
         """Removes an alias from a version."""
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _sequence_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.ExportModelResponse], _abc.AsyncIterator[_sequence_pb2.ExportModelResponse]]:
+        """Sends the file of one version of a model. The first response describes the
+        version, and the following ones carry the bytes of its file. A version that
+        is deleted meanwhile is sent to its end.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportModel(
+        self,
+        request_iterator: _MaybeAsyncIterator[_sequence_pb2.ImportModelRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.ImportModelResponse, _abc.Awaitable[_sequence_pb2.ImportModelResponse]]:
+        """Stores the file of a model as a new version. The first request carries the
+        spec, the following ones carry the file, and the last one marks its end. A
+        stream that breaks off before `end` stores nothing. The file is one that
+        ExportModel has sent, or the weights of a PyTorch module (see
+        ImportModelSpec.state_dict). It is checked before it becomes a version:
+        INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
+        if the client disconnects.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

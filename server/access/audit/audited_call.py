@@ -31,6 +31,7 @@ CHANGING = frozenset(
         "DeleteModel",
         "SetAlias",
         "DeleteAlias",
+        "ImportModel",
     }
 )
 """The methods of which every call is written down. LearnStream is where it publishes."""
