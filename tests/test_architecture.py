@@ -34,7 +34,7 @@ PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
 ALLOWED = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "model": {"numpy", "outlines_core", "safetensors", "tokenizers"},
-    "client": {"grpc", "google.protobuf", "tomlkit"},
+    "client": {"grpc", "google.protobuf", "rich", "tomlkit"},
     "v1": {"grpc", "google.protobuf"},
     "benchmarks": {"numpy", "numba", "llvmlite", "google.rpc", "grpc", "grpc_health", *PEERS},
 }
@@ -132,6 +132,16 @@ def test_the_editor_of_profiles_alone_imports_tomlkit() -> None:
         place(path, line, name)
         for path, line, name in imports("client")
         if top(name) == "tomlkit" and path.name != "config_editor.py"
+    ]
+    assert wrong == []
+
+
+def test_displays_of_a_terminal_alone_import_rich() -> None:
+    """The bare client has none, and what goes to a pipe must not wait for it."""
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports("client")
+        if top(name) == "rich" and path.parent.name != "terminal" and path.name != "console.py"
     ]
     assert wrong == []
 

@@ -94,6 +94,7 @@ DISTRIBUTIONS = {
     "numba": "numba",
     "numpy": "numpy",
     "outlines_core": "outlines-core",
+    "rich": "rich",
     "safetensors": "safetensors",
     "tokenizers": "tokenizers",
     "tomlkit": "tomlkit",

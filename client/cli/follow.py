@@ -12,11 +12,23 @@ from treadle.client.errors import UnavailableError
 
 if TYPE_CHECKING:
     from treadle.client.cli.display.reports import Report
+    from treadle.client.cli.display.transfer_progress import TransferProgress
     from treadle.client.training_run import TrainingRun
 
 
-def follow(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
+def follow(
+    training: TrainingRun,
+    args: argparse.Namespace,
+    console: Console,
+    upload: TransferProgress | None = None,
+) -> None:
     """Shows each event as it arrives, up to the end of the job.
+
+    Args:
+        training: The run.
+        args: The command line.
+        console: The output.
+        upload: The progress of the upload, which is over at the first event.
 
     Raises:
         ServerError: The job failed, was paused or cancelled, or is out of reach.
@@ -25,7 +37,12 @@ def follow(training: TrainingRun, args: argparse.Namespace, console: Console) ->
     console.interruption = partial(interruption, training)
     training.on_break = report.show_break
     try:
+        first = next(training, None)
+        if upload is not None:
+            upload.close()
         with report:
+            if first is not None:
+                report.show(first)
             for event in training:
                 report.show(event)
         training.result()

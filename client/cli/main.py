@@ -32,7 +32,7 @@ from treadle.client.cli import (
     train,
     watch,
 )
-from treadle.client.cli.display.console import CLEAR_LINE, Console, printable
+from treadle.client.cli.display.console import Console, printable
 from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
@@ -124,8 +124,7 @@ def _interruptible(console: Console) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
-            if console.has_live_line:
-                os.write(console.out.fileno(), CLEAR_LINE.encode())
+            console.restore()
             os.write(sys.stderr.fileno(), f"treadle: {console.interruption()}\n".encode())
         os._exit(INTERRUPTED)
 

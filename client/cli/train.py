@@ -7,13 +7,14 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.transfer_progress import TransferProgress
 from treadle.client.cli.follow import follow, interruption
 from treadle.client.cli.input.text_input import input_name, open_input
 from treadle.client.cli.options.parser import Commands
@@ -52,11 +53,14 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.options import TrainOptions
 
     choose_format(args)
+    typed = "-" in args.file + args.valid + args.test and sys.stdin and sys.stdin.isatty()
+    upload = TransferProgress(console, "uploading", quiet=args.quiet or bool(typed))
     with (
         connect(args) as client,
         ExitStack() as files,
+        upload,
         client.train(
-            open_corpora(args, files),
+            open_corpora(args, files, upload),
             model=args.model,
             timeout_s=getattr(args, "timeout", None),
             reconnect_s=args.reconnect_s,
@@ -64,17 +68,20 @@ def run(args: argparse.Namespace, console: Console) -> None:
         ) as training,
     ):
         if args.detach:
-            _detach(training, args, console)
+            _detach(training, args, console, upload)
         else:
-            follow(training, args, console)
+            follow(training, args, console, upload)
 
 
-def _detach(training: TrainingRun, args: argparse.Namespace, console: Console) -> None:
+def _detach(
+    training: TrainingRun, args: argparse.Namespace, console: Console, upload: TransferProgress
+) -> None:
     """Leaves the job as soon as it is accepted, and prints its id."""
     from treadle.client.cli.display.json_lines import to_line
 
     console.interruption = partial(interruption, training)
     first = next(training, None)
+    upload.close()
     job = training.detach()
     if getattr(args, "json", False) and first is not None:
         console.line(to_line(first))
@@ -109,8 +116,15 @@ def choose_format(args: argparse.Namespace) -> None:
                 raise InputError(f"--{name} needs --format jsonl or csv")
 
 
-def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
+def open_corpora(
+    args: argparse.Namespace, files: ExitStack, upload: TransferProgress | None = None
+) -> Corpora:
     """Opens the files of the corpus; one plain file is a plain corpus.
+
+    Args:
+        args: The command line.
+        files: Closes the files.
+        upload: Counts their bytes as they are read.
 
     Returns:
         What `Client.train` takes as the corpus.
@@ -129,19 +143,39 @@ def open_corpora(args: argparse.Namespace, files: ExitStack) -> Corpora:
             raise InputError(f"--weight names {path!r}, which is not a FILE of the training part")
     if sum(paths.count("-") for _, paths in roles) > 1:
         raise InputError("standard input can be read only once: give - for one FILE")
+    advance = _ignore if upload is None else upload.advance
     opened = [
-        _corpus_file(path, role, weights.get(path, 1.0) if role == "train" else 1.0, files)
+        _corpus_file(path, role, weights.get(path, 1.0) if role == "train" else 1.0, files, advance)
         for role, paths in roles
         for path in paths
     ]
+    if upload is not None:
+        upload.total_bytes = _total_bytes(args.file + args.valid + args.test)
     return opened[0].data if len(opened) == 1 and not weights else opened
 
 
-def _corpus_file(path: str, role: Role, weight: float, files: ExitStack) -> CorpusFile:
+def _total_bytes(paths: Sequence[str]) -> int | None:
+    """Returns the size of files; None where one is a pipe, whose end is unknown."""
+    total = 0
+    for path in paths:
+        found = os.stat(path) if path != "-" else os.fstat(sys.stdin.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        total += found.st_size
+    return total
+
+
+def _ignore(count: int) -> None:
+    """Counts nothing: the default of `CorpusInput`."""
+
+
+def _corpus_file(
+    path: str, role: Role, weight: float, files: ExitStack, advance: Callable[[int], None]
+) -> CorpusFile:
     """Opens one file of the corpus."""
     from treadle.client.files.corpus import CorpusFile
 
-    data: Any = CorpusInput(files.enter_context(open_input(path)))
+    data: Any = CorpusInput(files.enter_context(open_input(path)), advance)
     return CorpusFile(data, name=input_name(path), role=role, weight=weight)
 
 
@@ -150,14 +184,20 @@ class CorpusInput:
 
     Ctrl-C in a shell ends the program that feeds a pipe as well as this one, and the pipe may
     end first. The server must not take half a corpus for a whole one then.
+
+    Args:
+        file: The open file.
+        advance: Called with the size of each piece that was read.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], advance: Callable[[int], None] = _ignore) -> None:
         self._file = file
+        self._advance = advance
 
     def read(self, size: int) -> bytes:
         """Returns up to `size` bytes; nothing at the end."""
         data = self._file.read(size)
         if not data and stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
             time.sleep(_INTERRUPTION_S)
+        self._advance(len(data))
         return data

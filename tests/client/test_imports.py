@@ -10,7 +10,15 @@ import pytest
 
 from .fake import FakeServer
 
-HEAVY = ("numpy", "numba", "tomlkit", "treadle.kernels", "treadle.model", "treadle.server")
+HEAVY = (
+    "numpy",
+    "numba",
+    "rich",
+    "tomlkit",
+    "treadle.kernels",
+    "treadle.model",
+    "treadle.server",
+)
 
 LIST_HEAVY = f"""
 import sys

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from functools import cached_property
+from typing import TYPE_CHECKING, TextIO
 
 from treadle.client.argument_names import PYTHON, ArgumentNames
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
 
 FALLBACK_WIDTH = 80
 
@@ -20,6 +25,9 @@ MIN_CELL = 12
 
 CLEAR_LINE = "\r\x1b[K"
 """Clears the line of the cursor."""
+
+SHOW_CURSOR = "\x1b[?25h"
+"""Shows the cursor, which live displays hide."""
 
 
 def _interrupted() -> str:
@@ -42,6 +50,9 @@ class Console:
 
     def __init__(self, out: TextIO, environment: dict[str, str]) -> None:
         self.out = out
+        self._environment = environment
+        self._is_plain = False
+        self._live: list[Callable[[], None]] = []
         self.is_terminal = out.isatty()
         """Whether the output is a terminal."""
         self.can_overwrite = self.is_terminal and environment.get("TERM", "dumb") != "dumb"
@@ -69,6 +80,57 @@ class Console:
             encoding = None if sys.stdout.isatty() else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, errors="replace")
         return cls(sys.stdout, dict(os.environ))
+
+    def use_plain_lines(self) -> None:
+        """Draws nothing from now on: no color, and no line is overwritten (--plain)."""
+        self._is_plain = True
+        self.can_overwrite = False
+        self.color = False
+
+    @cached_property
+    def errors(self) -> Console:
+        """The console of standard error, where progress is shown."""
+        out = sys.stderr
+        if out is None:  # closed by the parent process
+            out = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open to the end
+        errors = Console(out, self._environment)
+        if self._is_plain:
+            errors.use_plain_lines()
+        errors._live = self._live
+        return errors
+
+    @property
+    def has_rich(self) -> bool:
+        """Whether rich draws: on a terminal with color, where it is installed."""
+        if not (self.color and self.unicode):
+            return False
+        from importlib.util import find_spec
+
+        return find_spec("rich") is not None
+
+    @cached_property
+    def rich(self) -> RichConsole:
+        """The console of rich; it reads no markup in texts."""
+        from treadle.client.cli.display.terminal.rich_console import rich_console
+
+        return rich_console(self.out)
+
+    def begin_live(self, end: Callable[[], None]) -> None:
+        """Notes how to remove what is drawn from now on, for a Ctrl-C."""
+        self._live.append(end)
+
+    def end_live(self) -> None:
+        """Notes that nothing is drawn any more."""
+        self._live.clear()
+
+    def restore(self) -> None:
+        """Removes what is drawn, after a Ctrl-C; the write under way may never end."""
+        if self.has_live_line and self.descriptor is not None:
+            os.write(self.descriptor, CLEAR_LINE.encode())
+        for end in self._live:
+            with contextlib.suppress(Exception):
+                end()
+            os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
 
     @property
     def descriptor(self) -> int | None:

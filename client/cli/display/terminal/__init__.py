@@ -1,0 +1,1 @@
+"""Displays that rich draws on a terminal. Nothing here is imported unless something is drawn."""
