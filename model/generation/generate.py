@@ -59,7 +59,7 @@ class PreparedPrompt:
 
     Args:
         network: The network that generates.
-        prompt: The text to continue from.
+        prompt: The text to continue from, or its tokens (N,), each below the vocabulary's size.
         sampling: How tokens are chosen and when to stop.
         state: The state before the prompt; None: a new text or item.
         constraint: The automaton of the regular expression, where it was built already.
@@ -72,7 +72,7 @@ class PreparedPrompt:
     def __init__(
         self,
         network: TrainedNetwork,
-        prompt: str,
+        prompt: str | Ints,
         sampling: SamplingConfig,
         state: SessionState | None,
         constraint: Constraint | None = None,
@@ -82,7 +82,7 @@ class PreparedPrompt:
         self._network = network
         self.sampling = resolve_sampling(sampling, network.tokenizer, constraint)
         """How tokens are chosen."""
-        self._text = prompt
+        self._prompt = prompt
         self._encoded = False
         self.tokens = np.zeros(0, np.int32)
         """(N,), the prompt's tokens, once it is encoded."""
@@ -150,8 +150,11 @@ class PreparedPrompt:
     def _encode(self) -> Iterator[None]:
         """Turns the prompt into tokens, and finds out what the text after it begins with."""
         network = self._network
-        policy = self.sampling.settings.unknown_policy
-        self.tokens = yield from encode_in_steps(network.tokenizer, self._text, policy)
+        if isinstance(self._prompt, str):
+            policy = self.sampling.settings.unknown_policy
+            self.tokens = yield from encode_in_steps(network.tokenizer, self._prompt, policy)
+        else:
+            self.tokens = self._prompt
         if self.before.token < 0 and not self.tokens.size:
             self.before = replace(self.before, token=network.default_context)
             self.after = self.before
@@ -162,7 +165,7 @@ class PreparedPrompt:
                     yield
                 stream.push(self.tokens[start : start + _BLOCK])
             self._held = stream.held
-        self._text = ""
+        self._prompt = ""
         self._encoded = True
 
     def _read(self) -> Iterator[None]:

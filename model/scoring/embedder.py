@@ -17,6 +17,7 @@ from treadle.model.scoring.scorer import Scorer
 from treadle.model.tokenizers.incremental_encoder import encode_in_steps
 
 Array = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Embedder:
         self._scorer = Scorer(shape, network.weights, 1, WINDOW, Pool(1))
         self._zeros = np.zeros((shape.L, shape.H), np.float32)
 
-    def embedding(self, text: str) -> Iterator[Embedding | None]:
+    def embedding(self, text: str | Ints) -> Iterator[Embedding | None]:
         """Reads a text, in short steps.
 
         Layout LINES reads the token that begins an item before the text, and no token that ends
         it. If there is nothing to read, the states are zeros.
 
         Args:
-            text: The text to read.
+            text: The text to read, or its tokens (N,), each below the vocabulary's size.
 
         Yields:
             None after every step, and at last the embedding.
@@ -61,7 +62,10 @@ class Embedder:
             UnknownSymbolError: A symbol is not in the vocabulary and the policy is ERROR.
             ConfigError: The policy is UNKNOWN and there is no unknown token.
         """
-        tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
+        if isinstance(text, str):
+            tokens = yield from encode_in_steps(self._tokenizer, text, self._policy)
+        else:
+            tokens = text
         begin = [] if self._tokenizer.begin is None else [self._tokenizer.begin]
         sequence = np.concatenate((np.array(begin, np.int32), tokens))
         self._scorer.begin(self._zeros, self._zeros)

@@ -35,7 +35,7 @@ from treadle.server.inference.model_cache import ResolvedModel
 from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.messages import generate_request, responses
-from treadle.server.messages.generate_request import with_tokens
+from treadle.server.messages.generate_request import prompt_of, with_tokens
 from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
@@ -233,7 +233,12 @@ class _Call:
         yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
         self._prompt = PreparedPrompt(
-            model.trained, request.prompt, sampling, state, self._constraint, self._deadline
+            model.trained,
+            prompt_of(request, model.tokenizer),
+            sampling,
+            state,
+            self._constraint,
+            self._deadline,
         )
         yield
         if request.return_state:

@@ -81,7 +81,8 @@ def call_bytes(
         text += 24 * shape.V
     if request.novelty:
         text += _ID_BYTES * sampling.max_new_tokens
-    size = _CALL_BYTES + _PROMPT_CHARACTER_BYTES * len(request.prompt) + texts * text
+    prompt = len(request.prompt) + len(request.prompt_tokens)
+    size = _CALL_BYTES + _PROMPT_CHARACTER_BYTES * prompt + texts * text
     if not reports_tokens:
         return size + _PLAIN_UNREAD_BYTES
     ahead = _CHUNK * TOKEN_BYTES * (1 + sampling.top_log_probabilities)
@@ -120,9 +121,11 @@ def stream_bytes(spec: pb.ScoreStreamSpec, shape: Shape) -> int:
 def vector_bytes(request: pb.EmbedRequest, shape: Shape) -> int:
     """Returns the bytes of the reply of an Embed call, on the wire and in memory."""
     numbers = shape.H * (shape.L if request.all_layers else 1)
-    return len(request.texts) * (4 * numbers + _EMBEDDING_BYTES) + _EMBEDDING_BYTES
+    count = max(len(request.texts), 1)
+    return count * (4 * numbers + _EMBEDDING_BYTES) + _EMBEDDING_BYTES
 
 
 def embed_bytes(request: pb.EmbedRequest, shape: Shape) -> int:
     """Returns the bytes of an Embed call without its reply; its texts are read one by one."""
-    return scorer_bytes(shape) + _TEXT_CHARACTER_BYTES * max(map(len, request.texts), default=0)
+    longest = max([len(request.tokens), *map(len, request.texts)])
+    return scorer_bytes(shape) + _TEXT_CHARACTER_BYTES * longest

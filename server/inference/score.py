@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from treadle.model import Model
 from treadle.model.enums import UnknownPolicy
@@ -30,6 +33,7 @@ from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score_stream import ScoreStream
 from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
+from treadle.server.messages.generate_request import token_ids
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.session_states import SessionStates
@@ -181,8 +185,9 @@ class ScoreHandler:
             StatusError: The request is refused or fails.
         """
         policy = score_request.embedding_policy(request)
+        estimate = _estimate(request.texts) + len(request.tokens)
         use = self._admission.quotas.current()
-        with use.spend_tokens(_estimate(request.texts)) as spent, self._admission.calls.admit():
+        with use.spend_tokens(estimate) as spent, self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
                 source = await self._resolver.resolve(request)
                 reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
@@ -247,7 +252,10 @@ def _embed(
 ) -> Iterator[None]:
     """Adds the vectors of all texts to the reply, in short steps."""
     embedder = Embedder(model.trained, policy)
-    for index, text in enumerate(request.texts):
+    texts: Sequence[str | NDArray[np.int32]] = request.texts
+    if request.tokens:
+        texts = [token_ids(request.tokens, "tokens", model.tokenizer)]
+    for index, text in enumerate(texts):
         try:
             for embedding in embedder.embedding(text):
                 if embedding is not None:

@@ -1,4 +1,4 @@
-"""`sampling` and `with_tokens` turn a request to generate into settings of the model package.
+"""`sampling`, `prompt_of` and `with_tokens` turn a request to generate into settings.
 
 The ranges of the sampling fields are checked by `SamplingConfig` (model/config.py).
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from treadle.model.config import SamplingConfig
 from treadle.model.enums import UnknownPolicy
@@ -62,6 +65,8 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
     values = to_json(request, only=_PLAIN)
     settings = {**values, "stop_sequences": tuple(request.stop_sequences)}
     violations = source_violations(request) + _number_violations(request)
+    if request.prompt and request.prompt_tokens:
+        violations.append(("prompt_tokens", "prompt_tokens and prompt are both set: leave one out"))
     if request.max_new_tokens > max_new_tokens_limit:
         del settings["max_new_tokens"]
         text = f"max_new_tokens must be at most {max_new_tokens_limit:,} on this server"
@@ -85,6 +90,39 @@ def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
     elif request.best_of and request.n > request.best_of:
         found.append(("n", f"n must be at most best_of, {request.best_of}, not {request.n}"))
     return found
+
+
+def prompt_of(request: pb.GenerateRequest, tokenizer: Tokenizer) -> str | NDArray[np.int32]:
+    """Returns the prompt of a request: its text, or its tokens (N,).
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: an id is not in the vocabulary.
+    """
+    if not request.prompt_tokens:
+        return request.prompt
+    return token_ids(request.prompt_tokens, "prompt_tokens", tokenizer)
+
+
+def token_ids(ids: Sequence[int], field: str, tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """Returns ids of tokens (N,), all of which are in a vocabulary.
+
+    Args:
+        ids: The ids, each 0 or more.
+        field: The field of the request that holds them.
+        tokenizer: The tokenizer of the model.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT: an id is not in the vocabulary.
+    """
+    tokens = np.array(ids, np.int64)
+    wrong = np.flatnonzero(tokens >= tokenizer.vocabulary_size)
+    if wrong.size:
+        place = f"{field}[{wrong[0]}]"
+        last = tokenizer.vocabulary_size - 1
+        raise invalid(
+            [(place, f"{place} must be an id from 0 to {last:,}, not {tokens[wrong[0]]}")]
+        )
+    return tokens.astype(np.int32)
 
 
 def with_tokens(

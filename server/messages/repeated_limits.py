@@ -15,9 +15,11 @@ from google.protobuf.message import Message
 from treadle.server.errors import Violation, invalid
 
 MOST = {
+    "EmbedRequest.tokens": 100_000,
     "EmbedRequest.texts": 1_000,
     "GenerateRequest.banned_tokens": 1_024,
     "GenerateRequest.forced_tokens": 1_024,
+    "GenerateRequest.prompt_tokens": 100_000,
     "GenerateRequest.stop_sequences": 16,
     "GenerateRequest.token_biases": 1_024,
     "ListJobsRequest.states": 100,

@@ -99,6 +99,9 @@ def _policy(request: _Request, violations: list[Violation]) -> UnknownPolicy | N
 
 
 def _count_violations(request: pb.ScoreRequest | pb.EmbedRequest) -> list[Violation]:
+    if isinstance(request, pb.EmbedRequest) and request.tokens:
+        both = "tokens and texts are both set: leave one out"
+        return [("tokens", both)] if request.texts else []
     if request.texts:
         return []
     most = repeated_limits.most(request.DESCRIPTOR.fields_by_name["texts"])

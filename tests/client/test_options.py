@@ -59,11 +59,11 @@ def test_training_options_are_the_specs_fields() -> None:
 @pytest.mark.parametrize(
     ("options", "request_type", "own"),
     [
-        (GenerateOptions, v1.GenerateRequest, {"model", "prompt", "n"}),
+        (GenerateOptions, v1.GenerateRequest, {"model", "prompt", "prompt_tokens", "n"}),
         (ScoreOptions, v1.ScoreRequest, {"model", "texts"}),
         (ScoreStreamOptions, v1.ScoreStreamSpec, {"model"}),
         (LearnStreamOptions, v1.LearnStreamSpec, {"model"}),
-        (EmbedOptions, v1.EmbedRequest, {"model", "texts"}),
+        (EmbedOptions, v1.EmbedRequest, {"model", "texts", "tokens"}),
     ],
 )
 def test_other_options_are_the_requests_fields(

@@ -304,3 +304,19 @@ def test_a_text_that_no_client_reads_pauses_and_continues(server: Server) -> Non
         assert server.caller.generate("m", max_new_tokens=50)[-1].result.new_tokens == 50
     made = len(first.tokens) + sum(len(reply.tokens) for reply in call)
     assert made == 100_000
+
+
+def test_a_prompt_may_be_given_as_tokens(server: Server) -> None:
+    text = "the quick brown"
+    settings = {"max_new_tokens": 8, "seed": 3, "log_probabilities": True, "echo": True}
+    for model, prompt in {"m": text, "names": "anna"}.items():
+        replies = server.caller.generate(model, prompt=prompt, **settings)
+        ids = [token.id for reply in replies for token in reply.tokens][: len(prompt)]
+        again = server.caller.generate(model, prompt_tokens=ids, **settings)
+        assert bits(again) == bits(replies)
+    wrong: dict[str, Any] = {"prompt_tokens[1]": {"prompt_tokens": [0, 10**6]}}
+    wrong["prompt_tokens"] = {"prompt_tokens": [0], "prompt": text}
+    for field, fields in wrong.items():
+        with pytest.raises(grpc.RpcError) as failure:
+            server.caller.generate("m", **fields)
+        assert fields_of(failure.value) == [field]

@@ -349,3 +349,17 @@ def test_what_is_wrong_with_an_embedding_is_named(
     with pytest.raises(grpc.RpcError) as caught:
         embed(server, **fields)
     assert fields_of(caught.value) == [field]
+
+
+def test_a_text_to_embed_may_be_given_as_tokens(server: Server) -> None:
+    scored = server.caller.score("text", [WIDE], log_probabilities=True)
+    ids = [token.id for token in scored.scores[0].tokens]
+    request = pb.EmbedRequest(model="text", tokens=ids)
+    reply = server.caller.stub.Embed(request, timeout=PATIENCE_S)
+    assert reply == embed(server, "text", [WIDE])
+    wrong: dict[str, Any] = {"tokens": {"texts": ["a"], "tokens": ids}}
+    wrong["tokens[1]"] = {"tokens": [ids[0], 10**6]}
+    for field, fields in wrong.items():
+        with pytest.raises(grpc.RpcError) as failure:
+            server.caller.stub.Embed(pb.EmbedRequest(model="text", **fields), timeout=PATIENCE_S)
+        assert fields_of(failure.value) == [field]

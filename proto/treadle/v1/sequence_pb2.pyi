@@ -2426,6 +2426,7 @@ class GenerateRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     RETURN_STATE_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2585,6 +2586,12 @@ class GenerateRequest(_message.Message):
         Default: none.
         """
 
+    @_builtins.property
+    def prompt_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt as ids of tokens, which are read as they are; `prompt` must then
+        be empty. At most 100,000 entries. Default: none, `prompt` is used.
+        """
+
     def __init__(
         self,
         *,
@@ -2620,10 +2627,11 @@ class GenerateRequest(_message.Message):
         state: _builtins.bytes = ...,
         return_state: _builtins.bool = ...,
         novelty: _builtins.bool = ...,
+        prompt_tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
@@ -3670,6 +3678,7 @@ class EmbedRequest(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
     ALL_LAYERS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -3692,6 +3701,12 @@ class EmbedRequest(_message.Message):
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts. 1 to 1,000."""
 
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One text as ids of tokens, which are read as they are; `texts` must then be
+        empty. At most 100,000 entries. Default: none, `texts` are used.
+        """
+
     def __init__(
         self,
         *,
@@ -3702,10 +3717,11 @@ class EmbedRequest(_message.Message):
         texts: _abc.Iterable[_builtins.str] | None = ...,
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
         all_layers: _builtins.bool = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_layers", b"all_layers", "job", b"job", "job_weights", b"job_weights", "model", b"model", "texts", b"texts", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_layers", b"all_layers", "job", b"job", "job_weights", b"job_weights", "model", b"model", "texts", b"texts", "tokens", b"tokens", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
