@@ -43,7 +43,6 @@ from treadle.server.inference.score import ScoreHandler
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.upload import UploadLimits
 from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
@@ -51,6 +50,7 @@ from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
+from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.health_server import HealthServer
 from treadle.server.rpc.interceptor import Interceptor

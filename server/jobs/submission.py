@@ -26,11 +26,12 @@ from treadle.server.errors import StatusError, corpus_not_found, from_model, inv
 from treadle.server.failures import DatabaseError
 from treadle.server.jobs import idempotency
 from treadle.server.jobs.job import outlast
-from treadle.server.jobs.upload import Upload, UploadLimits
+from treadle.server.jobs.upload import Upload
 from treadle.server.messages import requests as convert
 from treadle.server.messages.caller_info import StoredUse
 from treadle.server.names import is_name, name_violations
 from treadle.server.resources import thread_pools
+from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage import files as disk
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import INIT_FILE

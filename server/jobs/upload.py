@@ -6,22 +6,17 @@ It holds at most one message and one buffer of the corpus in memory.
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import grpc
+from collections.abc import AsyncIterator
+from typing import Protocol
 
 from treadle.server.errors import (
     StatusError,
     corpus_not_found,
     invalid,
-    unavailable,
 )
 from treadle.server.messages.enums import word_of
 from treadle.server.resources import thread_pools
+from treadle.server.resources.upload_pace import PacedStream, UploadLimits
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
@@ -34,22 +29,6 @@ MAX_WEIGHT = 100.0
 _MAX_NAME = 255
 _MAX_NAMES_BYTES = 128 << 10
 """The most bytes of the names of all files of a corpus, which are stored with the job."""
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """Limits of an upload. Seconds that the server itself takes do not count as idle."""
-
-    corpus_bytes: int
-    """The most bytes of a corpus."""
-    idle_s: float
-    """The most seconds without a new message."""
-    min_rate: float = 0.0
-    """The least bytes a second, over every `idle_s` seconds of waiting for them."""
-    total_s: float = math.inf
-    """The most seconds from the first message to the end of the corpus."""
-    spec_s: float = 10.0
-    """The most seconds to the first message, the spec."""
 
 
 class FileSink(Protocol):
@@ -87,11 +66,11 @@ class Upload:
         limits: UploadLimits,
         closing: asyncio.Future[StatusError],
     ) -> None:
-        self._requests = aiter(requests)
         self._limits = limits
-        self._closing = closing
+        self._stream = PacedStream(
+            requests, limits, closing, _corpus_size, "corpus", "nothing was trained"
+        )
         self._ahead: list[pb.TrainRequest] = []
-        self._pace = Pace(limits)
 
     async def spec(self) -> pb.TrainSpec:
         """Returns the first message.
@@ -101,7 +80,7 @@ class Upload:
                 `receive`.
         """
         request = await self._next()
-        self._pace.begin()
+        self._stream.begin()
         if request is None:
             raise invalid([("spec", "the stream ended before its first message, the spec")])
         if request.WhichOneof("message") != "spec":
@@ -155,8 +134,8 @@ class Upload:
                     if not request.corpus_chunk:  # empty chunks would keep a silent upload alive
                         raise invalid([("corpus_chunk", "a chunk is empty")])
                     size += len(request.corpus_chunk)
-                    if size > self._limits.corpus_bytes:
-                        most = f"at most {self._limits.corpus_bytes:,} bytes here"
+                    if size > self._limits.most_bytes:
+                        most = f"at most {self._limits.most_bytes:,} bytes here"
                         raise invalid([("corpus_chunk", f"the corpus may have {most}")])
                     yield request.corpus_chunk
                 case "corpus_end":
@@ -174,113 +153,7 @@ class Upload:
 
     async def _next(self) -> pb.TrainRequest | None:
         """Returns the next message, or None at the end of the stream."""
-        if self._ahead:
-            return self._ahead.pop()
-        reading = asyncio.ensure_future(anext(self._requests, None))
-        waiting: set[asyncio.Future[Any]] = {reading, self._closing}
-        self._pace.wait()
-        try:
-            while not reading.done():
-                left = self._pace.left()
-                await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if reading.done():
-                    break
-                if self._closing.done():
-                    reason = self._closing.result().message
-                    raise unavailable(f"{reason}; nothing was trained")
-                self._pace.check()
-            request = reading.result()
-        finally:
-            reading.cancel()
-        self._pace.came(0 if request is None else len(request.corpus_chunk))
-        return request
-
-
-class Pace:
-    """Measures how fast a client sends, and ends an upload that is too slow.
-
-    Args:
-        limits: The limits of the upload.
-        clock: Returns seconds that never go back.
-    """
-
-    def __init__(self, limits: UploadLimits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
-        self._clock = clock
-        self._ends = math.inf
-        self._begun = False
-        self._since = self._counted = clock()
-        self._waited_s = 0.0
-        """Seconds of the current window in which the server waited for the client."""
-        self._bytes = 0
-        """Bytes that arrived in the window."""
-
-    def begin(self) -> None:
-        """Starts the measurement: the spec has arrived."""
-        self._begun = True
-        self._ends = self._clock() + self._limits.total_s
-        self._waited_s = 0.0
-        self._bytes = 0
-
-    def wait(self) -> None:
-        """Notes that the server waits for a message from now on."""
-        self._since = self._counted = self._clock()
-
-    def came(self, size: int) -> None:
-        """Notes that a message has arrived.
-
-        Args:
-            size: Bytes of the corpus in it.
-
-        Raises:
-            StatusError: DEADLINE_EXCEEDED: it arrived too late.
-        """
-        self._bytes += size
-        self._check_pace()
-
-    def left(self) -> float:
-        """Returns the seconds after which `check` is to be called, unless a message arrives."""
-        now = self._clock()
-        silent = self._since + self._silence - now
-        window = self._counted + self._limits.idle_s - self._waited_s - now
-        return max(0.0, min(silent, window, self._ends - now))
-
-    def check(self) -> None:
-        """Checks a client that has sent nothing for the seconds that `left` returned.
-
-        Raises:
-            StatusError: DEADLINE_EXCEEDED: it was silent for too long, or is too slow.
-        """
-        if self._clock() - self._since >= self._silence:
-            if self._begun:
-                raise _given_up(f"no message for {self._limits.idle_s:g} seconds")
-            raise _given_up(f"no spec for {self._limits.spec_s:g} seconds")
-        self._check_pace()
-
-    @property
-    def _silence(self) -> float:
-        """The most seconds before the next message."""
-        return self._limits.idle_s if self._begun else self._limits.spec_s
-
-    def _check_pace(self) -> None:
-        now = self._clock()
-        limits = self._limits
-        if now >= self._ends:
-            raise _given_up(f"the corpus was not whole after {limits.total_s:,g} seconds")
-        self._waited_s += now - self._counted
-        self._counted = now
-        if self._waited_s < limits.idle_s:
-            return
-        if self._begun and self._bytes < limits.min_rate * self._waited_s:
-            rate = self._bytes / self._waited_s
-            least = f"{limits.min_rate:,g} are the least"
-            raise _given_up(f"the corpus came at {rate:,.1f} bytes a second, and {least}")
-        self._waited_s = 0.0
-        self._bytes = 0
-
-
-def _given_up(why: str) -> StatusError:
-    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{why}; the upload was given up")
+        return self._ahead.pop() if self._ahead else await self._stream.next()
 
 
 class _Receiver:
@@ -354,6 +227,10 @@ class _Receiver:
     async def _write(self, data: bytes) -> None:
         assert self._writer is not None
         await thread_pools.UPLOADS.run(self._writer.write, data)
+
+
+def _corpus_size(request: pb.TrainRequest) -> int:
+    return len(request.corpus_chunk)
 
 
 def _check(about: pb.CorpusFile, before: int, names_bytes: int) -> None:

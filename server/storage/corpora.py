@@ -11,7 +11,6 @@ block on the disk and may be called from any thread; a writer belongs to one cal
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from treadle.server.resources.hashed_file import HashedFile
 from treadle.server.storage.files import DiskSpace, close_to_others, make_directory, sync
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Corpora:
         self._database.forget_corpus(sha256)
 
 
-class CorpusWriter:
+class CorpusWriter(HashedFile):
     """A corpus that is being written.
 
     Args:
@@ -241,47 +241,8 @@ class CorpusWriter:
     """
 
     def __init__(self, corpora: Corpora, path: Path, space: DiskSpace) -> None:
+        super().__init__(path, space.require)
         self._corpora = corpora
-        self._path = path
-        self._space = space
-        self._hash = hashlib.sha256()
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
-        # A cancelled call cannot stop a write in a thread, and that write must not meet a handle
-        # that was closed meanwhile and belongs to another file now.
-        self._using = threading.Lock()
-        self.size = 0
-        """Bytes written so far."""
-        self.sha256 = ""
-        """The hash of all of them, in lower-case hexadecimal; empty before `finish`."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Appends bytes; neither hashing nor writing copies them.
-
-        Raises:
-            OSError: The disk failed or is full; then only `discard` may follow.
-        """
-        with self._using, memoryview(data) as view:
-            self._space.require(len(view))
-            self._hash.update(view)
-            done = 0
-            while done < len(view):  # a nearly full disk takes only a part
-                done += os.write(self._handle, view[done:])
-            self.size += done
-
-    def finish(self) -> tuple[str, int]:
-        """Ends the file, which stays where it is; nothing may be written any more.
-
-        Returns:
-            Its hash in lower-case hexadecimal, and its size in bytes.
-
-        Raises:
-            OSError: The disk failed or is full; then only `discard` may follow.
-        """
-        with self._using:
-            os.fsync(self._handle)
-            self._close()
-            self.sha256 = self._hash.hexdigest()
-        return self.sha256, self.size
 
     def claim(self, *, held: bool = False) -> tuple[str, int]:
         """Stores the corpus, whether it was finished or not.
@@ -298,22 +259,6 @@ class CorpusWriter:
         """
         if not self.sha256:
             self.finish()
-        with self._using:
-            self._corpora.claim(self._path, self.sha256, self.size, held=held)
+        with self.using:
+            self._corpora.claim(self.path, self.sha256, self.size, held=held)
         return self.sha256, self.size
-
-    def discard(self) -> None:
-        """Drops what was written, unless it was claimed; may be called again.
-
-        Raises:
-            OSError: The disk failed.
-        """
-        with self._using:
-            self._close()
-            self._path.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        if self._handle >= 0:
-            handle = self._handle
-            self._handle = -1
-            os.close(handle)

@@ -20,9 +20,9 @@ from treadle.server.errors import StatusError
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.upload import UploadLimits
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb

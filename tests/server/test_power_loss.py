@@ -14,8 +14,8 @@ import pytest
 
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.upload import UploadLimits
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database import Database
