@@ -14,14 +14,10 @@ from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.input.chat_terminal import converse
 from treadle.client.cli.input.text_input import input_lines
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.sampling_options import (
-    add_max_new_tokens,
-    add_sampling,
-    add_temperature,
-)
-from treadle.client.cli.options.shared import add_connection, add_encoding, add_unknown, add_version
-from treadle.client.cli.options.state_options import read_state
+from treadle.client.cli.options.shared import add_connection, add_encoding
+from treadle.client.cli.options.values import read_state
 from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
 from treadle.client.files.paths import display_path
 
@@ -50,32 +46,18 @@ def add_parsers(commands: Commands) -> None:
         description="Read lines, and let the model continue from each of them up to a stop. Its "
         "memory of the conversation is a few kilobytes, which /save writes to a file. /help "
         "lists the other commands.",
+        fill=_add_options,
     )
-    parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
-    add_version(parser, "the model's version (1 or more; default: the newest)")
-    parser.add_argument(
-        "--state",
-        metavar="FILE",
-        type=read_state,
-        default=argparse.SUPPRESS,
-        help="continue from the state in FILE, which the same model returned (default: none)",
-    )
-    add_encoding(parser)
-    parser.add_argument(
-        "--stop",
-        dest="stop_sequences",
-        metavar="TEXT",
-        action="append",
-        help="end a reply where TEXT appears; may be repeated (up to 16, of 1 to 256 "
-        "characters; default: a newline)",
-    )
-    add_max_new_tokens(parser)
-    group = parser.add_argument_group("sampling")
-    add_temperature(group)
-    add_sampling(group)
-    add_unknown(parser)
-    add_connection(parser)
     parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and the options."""
+    parser.add_argument("model", metavar="MODEL", help="the model's name, or NAME@ALIAS")
+    add_flags(parser, "chat", OPTIONS)
+    add_encoding(parser)
+    add_flags(parser, "chat", "sampling", ("greedy", "best-of"), of="generate")
+    add_connection(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -89,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from treadle.v1.sequence_pb2 import CORPUS_LAYOUT_LINES
 
     options = given_options(args, GenerateOptions)
-    options["stop_sequences"] = args.stop_sequences or ["\n"]
+    options.setdefault("stop_sequences", ["\n"])
     with connect(args) as client:
         model = client.get_model(args.model, version=args.version).model
         options["version"] = model.version

@@ -8,12 +8,12 @@ from itertools import tee
 from treadle.client.cli.connect import connect, request_options
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_model,
-    add_unknown,
     check_model,
 )
 from treadle.client.errors import InputError
@@ -26,8 +26,14 @@ def add_parsers(commands: Commands) -> None:
         help="turn texts into vectors",
         description="Print the hidden state after each text as a vector: a JSON object per line "
         "with the text, its number of tokens and the values.",
+        fill=_add_options,
     )
-    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the texts and the options."""
+    add_model(parser, "embed")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts")
     parser.add_argument(
         "--per-line",
@@ -35,16 +41,8 @@ def add_parsers(commands: Commands) -> None:
         help="embed each line of FILE instead; - reads standard input (default: TEXT)",
     )
     add_encoding(parser)
-    parser.add_argument(
-        "--all-layers",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print the states of all layers, lowest first, one after the other (default: the last "
-        "layer's)",
-    )
-    add_unknown(parser)
+    add_flags(parser, "embed", OPTIONS)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -13,17 +13,16 @@ from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.generate_many import add_items, print_items, wants_items
 from treadle.client.cli.input.text_input import read_text
+from treadle.client.cli.options.field_flags import add_flags, groups
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.sampling_options import add_generation
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
     add_model,
-    add_unknown,
     check_model,
 )
-from treadle.client.cli.options.state_options import add_state, save_path
+from treadle.client.cli.options.state_options import save_path
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,8 +40,14 @@ def add_parsers(commands: Commands) -> None:
         help="generate text from a model",
         description="Generate text and print it as it is generated, without the prompt, and a "
         "newline at the end. With -n, generate several texts at once and print one per line.",
+        fill=_add_options,
     )
-    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the prompt and the options."""
+    add_model(parser, "generate")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", metavar="TEXT", default="", help="the text to continue from (default: empty)"
@@ -54,13 +59,11 @@ def add_parsers(commands: Commands) -> None:
     )
     add_encoding(parser)
     add_items(parser)
-    add_generation(parser)
-    add_state(parser, STATE_FIELD, "the text")
+    for group in groups("generate"):
+        add_flags(parser, "generate", group)
     parser.add_argument("--no-newline", action="store_true", help="print no newline after the text")
-    add_unknown(parser)
     add_json(parser)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -11,6 +11,7 @@ from treadle.client.cli.connect import connect, find_job
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.tables import print_facts, when_text
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.flag_names import in_training_flags
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_job, add_json
@@ -24,8 +25,6 @@ PAUSE_TIMEOUT_S = 60.0
 """How long `pause` waits for the job to be paused; the server kills the process sooner."""
 
 _POLL_S = 0.2
-
-STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 
 DAY_S = 86_400
 
@@ -49,11 +48,17 @@ def add_parsers(commands: Commands) -> None:
         "jobs",
         help="list, show, cancel, pause, resume or delete training jobs",
         description="List training jobs, newest first, or show or control one.",
+        fill=_add_actions,
     )
+    parser.set_defaults(run=run_list)
+
+
+def _add_actions(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions and their options."""
     actions = parser.add_subparsers(title="actions", dest="action")
     listing = actions.add_parser("list", help="list training jobs, newest first (default)")
     for each in (parser, listing):
-        _add_filters(each)
+        add_flags(each, "jobs", OPTIONS)
         each.set_defaults(run=run_list)
     added = [parser, listing]
     for action, text in ACTIONS.items():
@@ -64,25 +69,6 @@ def add_parsers(commands: Commands) -> None:
     for each in added:
         add_json(each)
         add_connection(each)
-
-
-def _add_filters(parser: argparse.ArgumentParser) -> None:
-    """Adds filters of the list."""
-    parser.add_argument(
-        "--state",
-        dest="states",
-        action="append",
-        choices=STATES,
-        default=argparse.SUPPRESS,
-        help="only jobs in this state; may be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--model",
-        dest="of_model",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help="only jobs that train this model (default: all)",
-    )
 
 
 def run_list(args: argparse.Namespace, console: Console) -> None:

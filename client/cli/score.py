@@ -16,17 +16,16 @@ from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.input.text_input import input_name, read_text
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.sampling_options import add_top
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
     add_model,
-    add_unknown,
     check_model,
 )
-from treadle.client.cli.options.state_options import add_state, save_path
+from treadle.client.cli.options.state_options import save_path
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,8 +45,14 @@ def add_parsers(commands: Commands) -> None:
         help="score text with a model",
         description="Print how likely a model finds texts: the sum of log-probabilities in "
         "nats, nats per token, perplexity and bits per character.",
+        fill=_add_options,
     )
-    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the text and the options."""
+    add_model(parser, "score")
     parser.add_argument("file", metavar="FILE", nargs="?", help="the text; - reads standard input")
     parser.add_argument(
         "--text",
@@ -60,31 +65,10 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--per-line", action="store_true", help="score each line of FILE on its own"
     )
-    parser.add_argument(
-        "--context",
-        metavar="TEXT",
-        default=argparse.SUPPRESS,
-        help="text before each text, which is read but not scored (default: none)",
-    )
-    parser.add_argument(
-        "--tokens",
-        dest="log_probabilities",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print each token's log-probability",
-    )
-    parser.add_argument(
-        "--ranks",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print each token's rank, 1 for the likeliest of all tokens",
-    )
-    add_top(parser)
-    add_state(parser, STATE_FIELD, "the context, or each text,")
-    add_unknown(parser)
+    add_flags(parser, "score", OPTIONS)
+    add_flags(parser, "score", "state")
     add_json(parser)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

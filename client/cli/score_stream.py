@@ -19,16 +19,16 @@ from treadle.client.cli.display.stream_faults import Faults, on_error
 from treadle.client.cli.display.stream_rows import Rows, add_up
 from treadle.client.cli.input.stream_input import StreamInput, Unit, units
 from treadle.client.cli.input.text_input import input_name, open_input, text_source
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
     add_model,
-    add_unknown,
     check_model,
 )
-from treadle.client.cli.options.state_options import add_state, save_path
+from treadle.client.cli.options.state_options import save_path
 from treadle.client.cli.options.stream_options import add_learning, add_rows, check
 from treadle.client.errors import DeadlineExceededError, InputError, ServerError
 
@@ -65,19 +65,24 @@ def add_parsers(commands: Commands) -> None:
         description="Read lines as they arrive and print how surprising each of them is, in nats, "
         "before the line. A model of one item per line scores each line as an item; one of running "
         "text scores a line after all those before it. Ends at the end of the input or by Ctrl-C.",
+        fill=_add_options,
     )
-    add_model(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the lines and the options."""
+    add_model(parser, "score-stream")
     parser.add_argument(
         "file", metavar="FILE", nargs="?", help="the lines; - or no FILE reads standard input"
     )
     add_encoding(parser)
     add_rows(parser)
     add_learning(parser)
-    add_state(parser, STATE_FIELD, "the stream")
-    add_unknown(parser)
+    add_flags(parser, "score-stream", "state")
+    add_flags(parser, "score-stream", OPTIONS)
     add_json(parser)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

@@ -42,10 +42,15 @@ def add_parsers(commands: Commands) -> None:
         help="train a model on a file, or on several",
         description="Train a model on a file, or on several. A terminal shows a live progress "
         "bar; piped, or with --json, each event is one JSON object per line.",
+        fill=_add_options,
     )
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the files and the options."""
     add_train_options(parser)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -7,6 +7,7 @@ import argparse
 from treadle.client.cli.connect import connect, find_job
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.follow import follow
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_follow, add_job, add_json
 
@@ -18,19 +19,18 @@ def add_parsers(commands: Commands) -> None:
         help="watch a job",
         description="Show the events of a job from its first one on, and those to come, as "
         "`treadle train` does. Leaving does not stop the job.",
+        fill=_add_options,
     )
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the job and the options."""
     add_job(parser)
-    parser.add_argument(
-        "--after",
-        metavar="N",
-        type=int,
-        default=0,
-        help="only events after the one with this sequence number (0 or more; default: 0, all)",
-    )
+    add_flags(parser, "watch", OPTIONS)
     add_json(parser)
     add_follow(parser)
     add_connection(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

@@ -16,7 +16,7 @@ def on_error(args: argparse.Namespace) -> str:
     Returns:
         The given choice; else `stop` for a file, and `skip` for standard input or a named pipe.
     """
-    if args.on_error is not None:
+    if args.on_error:
         return str(args.on_error)
     try:
         is_file = args.file not in (None, "-") and stat.S_ISREG(os.stat(args.file).st_mode)

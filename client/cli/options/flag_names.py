@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from treadle.client.argument_names import ArgumentNames, rename_fields
-from treadle.client.cli.options.train_options import add_train_options
+from treadle.client.cli.options.field_flags import add_flags, groups
 
 RENAMED = {
     "of_model": "model",
@@ -27,6 +27,9 @@ COMMON_NAMES = {
     "score_stream": "`treadle score-stream`",
 }
 """Names that are the same in every command."""
+
+TRAINING_NAMES = {"corpus_chunk": "FILE", "model": "--model", "weight": "--weight"}
+"""Names of arguments of `treadle train` that are not in the table of flags."""
 
 COMMAND_NAMES: dict[str, dict[str, str]] = {
     "train": {"role": "--valid or --test"},
@@ -106,7 +109,7 @@ def argument_names(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 @cache
 def training_names() -> Mapping[str, str]:
     """Returns the flags of `treadle train` by the names of their arguments."""
-    return flag_names(_training_parser())
+    return TRAINING_NAMES | flag_names(_training_parser())
 
 
 @cache
@@ -117,7 +120,8 @@ def training_switches() -> frozenset[str]:
 
 def _training_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    add_train_options(parser)
+    for group in groups("train"):
+        add_flags(parser, "train", group)
     return parser
 
 

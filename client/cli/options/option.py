@@ -11,10 +11,11 @@ def add_option(
     flag: str,
     meaning: str,
     *,
+    also: str = "",
     values: str = "",
     default: str = "",
     **settings: Any,
-) -> None:
+) -> argparse.Action:
     """Adds an option that is absent from the parsed arguments unless it is given.
 
     The server knows the defaults; the help states them for the reader, and a test compares them
@@ -24,12 +25,17 @@ def add_option(
         group: The parser or group.
         flag: The flag, such as `--hidden-size`.
         meaning: The help's first part.
+        also: Another name of the flag.
         values: The range of its value, such as "1 to 4,096".
         default: The default, as the help states it; empty for a switch.
         **settings: Further arguments of `add_argument`.
+
+    Returns:
+        The option.
     """
     notes = [values] if values else []
     if default:
         notes.append(f"default: {default}")
     text = f"{meaning} ({'; '.join(notes)})" if notes else meaning
-    group.add_argument(flag, help=text, default=argparse.SUPPRESS, **settings)
+    flags = [flag, also] if also else [flag]
+    return group.add_argument(*flags, help=text, default=argparse.SUPPRESS, **settings)

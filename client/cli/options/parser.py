@@ -5,14 +5,59 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections import UserDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from treadle.client.access.bearer_token import without_secrets
 from treadle.client.cli.display.console import printable
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""The return type of `add_subparsers`."""
+Fill: TypeAlias = "Callable[[Parser], None]"
+"""Adds the arguments of a parser."""
+
+
+class Parsers(UserDict[str, "Parser"]):
+    """The parsers of commands by name; each gets its arguments when it is looked up."""
+
+    def __getitem__(self, name: str) -> Parser:
+        """Returns a parser with its arguments."""
+        parser = super().__getitem__(name)
+        parser.fill()
+        return parser
+
+
+if TYPE_CHECKING:
+    SubParsersAction = argparse._SubParsersAction["Parser"]
+else:
+    SubParsersAction = argparse._SubParsersAction
+
+
+class Commands(SubParsersAction):
+    """The commands of a parser, as `add_subparsers` makes them.
+
+    The arguments of a command are added only when the command is named: those that come from the
+    contract load protobuf, and the others take time as well.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._name_parser_map = Parsers()  # type: ignore[assignment]
+        self.choices = self._name_parser_map
+
+    def add_parser(self, name: str, *, fill: Fill | None = None, **settings: Any) -> Parser:
+        """Adds a command.
+
+        Args:
+            name: The name.
+            fill: Adds its arguments, when they are needed.
+            **settings: The help, the description and others of `ArgumentParser`.
+
+        Returns:
+            The command's parser.
+        """
+        parser = super().add_parser(name, **settings)
+        parser.on_fill = fill
+        return parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +65,19 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+        self.on_fill: Fill | None = None
+        """Adds the arguments, once."""
+
+    def add_subparsers(self, **settings: Any) -> Commands:  # type: ignore[override]
+        """Adds commands, or the actions of a command."""
+        return cast(Commands, super().add_subparsers(action=Commands, **settings))
+
+    def fill(self) -> None:
+        """Adds the arguments that were left out until the command is named."""
+        fill = self.on_fill
+        self.on_fill = None
+        if fill is not None:
+            fill(self)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

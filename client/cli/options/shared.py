@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.option import add_option
 from treadle.client.cli.options.values import duration, version_number
 from treadle.client.errors import InputError
 
 JOB_HELP = "the job's id, the beginning of it, or `latest`"
-
-UNKNOWN_POLICIES = ("error", "skip", "unknown")
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -108,24 +107,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, command: str) -> None:
     """Adds the name of a model and its version, or a job instead."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the model's name, or NAME@ALIAS")
-    add_version(parser, "the model's version (1 or more; default: the newest)")
-    parser.add_argument(
-        "--job",
-        metavar="JOB",
-        default=argparse.SUPPRESS,
-        help="use the weights of a job, running or not, instead of a MODEL; " + JOB_HELP,
-    )
-    parser.add_argument(
-        "--best",
-        dest="job_weights",
-        action="store_const",
-        const="best",
-        default=argparse.SUPPRESS,
-        help="with --job: the best weights by validation (default: the last ones)",
-    )
+    add_flags(parser, command, OPTIONS, of="model")
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -149,20 +134,6 @@ def add_job(parser: argparse.ArgumentParser) -> None:
 def add_version(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds a model's version."""
     parser.add_argument("--version", metavar="N", type=version_number, default=0, help=text)
-
-
-def add_unknown(
-    parser: argparse._ActionsContainer, default: str = "the policy of the model"
-) -> None:
-    """Adds --unknown."""
-    parser.add_argument(
-        "--unknown",
-        "--unknown-policy",
-        dest="unknown_policy",
-        choices=UNKNOWN_POLICIES,
-        default=argparse.SUPPRESS,
-        help=f"how to treat symbols that the vocabulary lacks (default: {default})",
-    )
 
 
 def add_encoding(parser: argparse._ActionsContainer) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from treadle.client.cli.options.option import add_option
-from treadle.client.cli.options.sampling_options import add_top
+from treadle.client.cli.options.field_flags import extend_group
 from treadle.client.errors import InputError
 
 LEARNING = {
@@ -50,12 +49,6 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         "--column", metavar="NAME", help="jsonl: the field that holds the text (default: text)"
     )
     group.add_argument(
-        "--on-error",
-        choices=("skip", "stop"),
-        help="how to treat a line that cannot be read: mark, count and skip it, or end there with "
-        "exit code 2 (default: skip for standard input and pipes, stop for a file)",
-    )
-    group.add_argument(
         "--threshold",
         metavar="NATS",
         type=float,
@@ -71,22 +64,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--only-flagged", action="store_true", help="with --top-g: print flagged rows only"
     )
-    add_option(
-        group,
-        "--tokens",
-        "print each token's log-probability",
-        dest="log_probabilities",
-        action="store_true",
-    )
-    add_option(group, "--ranks", "print each token's rank", action="store_true")
-    add_top(group)
-    add_option(
-        group,
-        "--context",
-        "text before the stream, which is read but not scored",
-        default="none",
-        metavar="TEXT",
-    )
+    extend_group(group, "score-stream", ("score-stream", "rows"))
 
 
 def add_learning(parser: argparse.ArgumentParser) -> None:
@@ -97,34 +75,7 @@ def add_learning(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="learn from each row after it was scored, on a copy of the model",
     )
-    add_option(group, "--optimizer", "the update rule", default="sgd", choices=("sgd", "adam"))
-    add_option(
-        group,
-        "--learning-rate",
-        "the learning rate, 0 learns nothing",
-        values="0 or more",
-        default="sgd 0.05, adam 0.0005",
-        type=float,
-        metavar="F",
-    )
-    add_option(
-        group,
-        "--clip-norm",
-        "scale larger gradients down to this norm, 0 never",
-        values="0 or more",
-        default="1",
-        type=float,
-        metavar="F",
-    )
-    add_option(
-        group,
-        "--window",
-        "the most tokens of one update",
-        values="1 to 4,096",
-        default="64",
-        type=int,
-        metavar="N",
-    )
+    extend_group(group, "score-stream", ("score-stream", "learning"))
     group.add_argument(
         "--publish",
         action="store_true",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from treadle.client.files.paths import display_path
+
 UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 """Seconds in each unit of a duration."""
 
@@ -85,3 +87,26 @@ def weight(text: str) -> tuple[str, float]:
     if not path or not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not FILE=W with W above 0, up to 100")
     return path, value
+
+
+def read_state(path: str) -> bytes:
+    """Reads a state file.
+
+    Returns:
+        The bytes of the state.
+
+    Raises:
+        argparse.ArgumentTypeError: It cannot be read, or is empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            state = file.read()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"cannot read {display_path(path)}: {error.strerror}"
+        ) from error
+    except ValueError as error:  # a NUL in the name
+        raise argparse.ArgumentTypeError(f"cannot read {path!r}: {error}") from error
+    if not state:
+        raise argparse.ArgumentTypeError(f"{display_path(path)} is empty, and not a state")
+    return state
