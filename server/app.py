@@ -32,6 +32,7 @@ from treadle.server.config import PUBLIC_SERVICES, ServerConfig, SettingError
 from treadle.server.errors import unavailable
 from treadle.server.exposure_warning import exposure_warning
 from treadle.server.failures import DatabaseError
+from treadle.server.http.metrics_page import MetricsPage
 from treadle.server.inference.admission import Admission, ControlAdmission, InferenceAdmission
 from treadle.server.inference.generate import GenerateHandler
 from treadle.server.inference.learn import LearnHandler
@@ -47,6 +48,7 @@ from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.resources import open_files, thread_pools
+from treadle.server.resources.disk_usage import DiskUsage
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
@@ -57,6 +59,7 @@ from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.listening import listen
 from treadle.server.rpc.public_services import PublicServices
 from treadle.server.rpc.reflection import add_reflection
+from treadle.server.rpc.server_metrics import server_state
 from treadle.server.rpc.server_options import server_options
 from treadle.server.rpc.servicer import SERVICE, SequenceService
 from treadle.server.storage import files
@@ -64,6 +67,7 @@ from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import RetentionPeriods, run_retention
+from treadle.server.telemetry.loop_lag import measure_loop_lag
 from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
@@ -192,6 +196,7 @@ class App:
             options=server_options(config.max_message_bytes),
         )
         self._health_server: HealthServer | None = None
+        self._serving = False
         service = SequenceService(
             config,
             self._data_dir.models,
@@ -209,6 +214,21 @@ class App:
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_reflection(self._server, (SERVICE, health.SERVICE_NAME))
+
+        # What the server reports of itself.
+        self._disk_usage = DiskUsage(config.data_dir)
+        state = server_state(
+            is_ready=lambda: self._serving,
+            inference=self._admission,
+            control=control_admission,
+            scheduler=self._scheduler,
+            models=models,
+            budget=self._budget,
+            jobs=self._jobs,
+            workers=self._workers,
+            disk=self._disk_usage,
+        )
+        self._metrics_page = MetricsPage(state, self._disk_usage.refresh)
 
         # What runs in the background once the server has started.
         self._tasks: list[asyncio.Task[None]] = []
@@ -280,6 +300,7 @@ class App:
             asyncio.create_task(run_retention(self._data_dir, rules)),
             asyncio.create_task(guard),
             asyncio.create_task(self._state_keys.follow()),
+            asyncio.create_task(measure_loop_lag()),
         ]
         if self._certificate is not None:
             self._tasks.append(asyncio.create_task(self._certificate.follow()))
@@ -292,6 +313,7 @@ class App:
                 self._admission.learning_streams.close_silent(why)
 
     async def _set_health(self, status: int) -> None:
+        self._serving = status == _HEALTH.SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
@@ -303,6 +325,8 @@ class App:
             task.cancel()
         if self._callers is not None:
             self._callers.close()
+        self._serving = False
+        self._disk_usage.close()
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
         patience = max(grace - _CLOSING_S, 0.75 * grace)
@@ -352,7 +376,7 @@ def run(config: ServerConfig) -> int:
     Returns:
         The exit code: 0 after a clean end, 1 where it cannot run.
     """
-    log_to_stderr(config.log_level.upper())
+    log_to_stderr(config.log_level.upper(), config.log_format)
     open_files.allow_many()
     try:
         with files.shared_with_group(config.data_dir):

@@ -49,7 +49,9 @@ _OWN_METAVARS = {
     "tls_cert_file": "FILE",
     "tls_client_ca_file": "FILE",
     "tls_key_file": "FILE",
+    "log_format": "FORMAT",
     "log_level": "LEVEL",
+    "metrics_access": "WHO",
 }
 """What the help calls the value of a flag: by its type, and for these flags by their names."""
 

@@ -262,6 +262,11 @@ class ServerConfig:
     those that are still left end with UNAVAILABLE."""
     log_level: str = "info"
     """How much is logged to standard error: debug, info, warning or error."""
+    log_format: str = "text"
+    """How it is logged: text, or json for a JSON object on each line."""
+    metrics_access: str = "admin"
+    """Who may read /metrics where callers need a token: admin, callers with that role; public,
+    everybody."""
 
     def state_key_bytes(self) -> bytes:
         """Returns the content of the file of secrets for session states; empty without a file.
@@ -341,3 +346,8 @@ class ServerConfig:
         if self.log_level not in ("debug", "info", "warning", "error"):
             levels = "debug, info, warning or error"
             raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")
+        if self.log_format not in ("text", "json"):
+            raise SettingError("log_format", f"must be text or json, not {self.log_format!r}")
+        if self.metrics_access not in ("admin", "public"):
+            fault = f"must be admin or public, not {self.metrics_access!r}"
+            raise SettingError("metrics_access", fault)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from treadle.model import compiled_for, kernel_folder, kernels_ready, warm
 from treadle.server.errors import unavailable
+from treadle.server.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,9 @@ class Warmup:
             await report(self.reason)
         await work
         self.done = True
-        logger.info("the kernels are ready after %.1f s", time.monotonic() - began)
+        took = time.monotonic() - began
+        metrics.WARMUP_SECONDS.set(took)
+        logger.info("the kernels are ready after %.1f s", took)
 
     def close(self) -> None:
         """Abandons the thread, which ends after the kernel that it compiles."""

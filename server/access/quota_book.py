@@ -6,6 +6,7 @@ from the database by those who store them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -19,6 +20,7 @@ from treadle.server.access.caller import Caller, current_caller
 from treadle.server.access.quotas import NO_QUOTAS, Quotas
 from treadle.server.access.token_bucket import TokenBucket
 from treadle.server.errors import StatusError, exhausted
+from treadle.server.telemetry import metrics
 
 _RETRY_S = 1.0
 """Seconds after which one of the caller's own calls may be over."""
@@ -30,6 +32,10 @@ _RETRY_BYTES_S = 60.0
 """Seconds after which somebody may have deleted something."""
 
 _LONGEST_RETRY_S = 3600.0
+
+_REFUSALS = {
+    each.name: metrics.QUOTA_REFUSALS.labels(each.name) for each in dataclasses.fields(Quotas)
+}
 
 _MANY = 10_000
 """Callers from which those that use nothing are forgotten."""
@@ -45,6 +51,7 @@ def quota_exceeded(caller: str, quota: str, limit: int, why: str, retry_s: float
         why: What is wrong and the remedy, as a clause.
         retry_s: Seconds after which a retry is worthwhile.
     """
+    _REFUSALS[quota].inc()
     failure = error_details_pb2.QuotaFailure()
     failure.violations.add(
         subject=f"caller:{caller}", description=why, quota_id=quota, quota_value=limit

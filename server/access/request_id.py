@@ -11,12 +11,17 @@ import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 
+from treadle.server.telemetry.json_log import JsonFormatter, log_what_python_prints
+
 REQUEST_ID_KEY = "x-request-id"
 """The metadata that brings the id of a call, and the trailer that returns it."""
 
 _MOST_CHARACTERS = 128
 
 _current: ContextVar[str] = ContextVar("request_id", default="")
+
+_caller: ContextVar[str] = ContextVar("logged_caller", default="")
+"""Who is logged. A job is logged as its owner's, whatever call its task began in."""
 
 
 def current_request_id() -> str:
@@ -27,13 +32,25 @@ def current_request_id() -> str:
     return _current.get()
 
 
-def set_request_id(request_id: str) -> None:
+def set_request_id(request_id: str, caller: str = "") -> None:
     """Sets the id of the running call or job, in its task.
 
     Args:
         request_id: The id; one that is not valid becomes an empty one.
+        caller: The name of who calls, or to whom the job belongs; empty: not known yet.
     """
     _current.set(request_id if _is_valid(request_id) else "")
+    _caller.set(caller)
+
+
+def set_logged_caller(caller: str) -> None:
+    """Sets who makes the running call, for the log, once that is known."""
+    _caller.set(caller)
+
+
+def logged_caller() -> str:
+    """Returns who makes the running call, or to whom the running job belongs; may be empty."""
+    return _caller.get()
 
 
 def request_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
@@ -69,13 +86,29 @@ class LogFormatter(logging.Formatter):
         return super().format(record)
 
 
-def log_to_stderr(level: str | int) -> None:
+def log_to_stderr(level: str | int, form: str = "text") -> None:
     """Sends the log to standard error, in lines with the ids of calls.
 
     Args:
         level: The level of Treadle's own log; that of other packages is WARNING.
+        form: `text`, or `json` for an object on each line.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter())
+    if form == "json":
+        handler.setFormatter(JsonFormatter(_fields))
+        log_what_python_prints()
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("treadle").setLevel(level)
+
+
+def log_form() -> str:
+    """Returns the form of the log of this process: `text` or `json`."""
+    handlers = logging.getLogger().handlers
+    is_json = any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+    return "json" if is_json else "text"
+
+
+def _fields() -> dict[str, str]:
+    """Returns what a line says of the running call."""
+    return {"request_id": current_request_id(), "caller": logged_caller()}

@@ -18,6 +18,7 @@ from treadle.server.inference.memory_costs import piece_bytes
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.sharing.decoding_groups import DecodingGroups, Group, GroupedCaller
 from treadle.server.inference.sharing.share import NO_MEMBERS, JointShare, Share, Task
+from treadle.server.telemetry import metrics
 
 _MESSAGE_S = 0.02
 """Minimum seconds between two messages of a sequence: a message costs the same at any size."""
@@ -339,6 +340,7 @@ class _BatchTask(Task):
         """Draws a chunk, and sends the messages that are due."""
         began_s = time.monotonic()
         chunk = self._chunk()
+        metrics.BATCH_SEQUENCES.observe(len(self._members))
         pieces = self._batch.step(chunk)
         now_s = time.monotonic()
         message_s = {share: self._batcher.message_s(share) for share in self._shares}

@@ -38,6 +38,7 @@ from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import prompt_of, with_tokens
 from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.telemetry.generation_metrics import GenerationMetrics
 from treadle.v1 import sequence_pb2 as pb
 
 _ECHO_BYTES = 1 << 18
@@ -96,6 +97,7 @@ class GenerateHandler:
         Raises:
             StatusError: The request is refused or fails.
         """
+        counts = GenerationMetrics()
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
@@ -122,6 +124,7 @@ class GenerateHandler:
                 await call.prepare(self._constraints)
                 async for reply in call.read_prompt():
                     yield reply
+                counts.prompt(call.prompt_tokens)
                 await meter.pay("prompt", call.scored_prompt_tokens)
                 if call.timed_out:
                     for reply in call.timed_out_replies():
@@ -129,12 +132,16 @@ class GenerateHandler:
                     return
                 if request.best_of:
                     async for reply in call.beam_search():
+                        counts.text(0, call.searched_tokens, True)
                         await meter.pay("beams", call.searched_tokens)
                         yield reply
                     return
                 self._batcher.begin(call.model, call.sequences, queue, caller)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
                     async for index, pieces in batches:
+                        last = pieces[-1]
+                        counts.text(index, last.new_tokens, last.result is not None)
+                        del last
                         async with aclosing(meter.paid(index, pieces)) as paid:
                             async for some in paid:
                                 async with aclosing(call.replies(index, some)) as replies:
@@ -200,10 +207,15 @@ class _Call:
         return self._prompt.timed_out
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, once it is read."""
+        return int(self._prompt.tokens.size)
+
+    @property
     def scored_prompt_tokens(self) -> int:
         """Tokens of the prompt that an echo scored, once the prompt is read."""
         is_scored = self._request.echo and self._output.tokens
-        return int(self._prompt.tokens.size) if is_scored else 0
+        return self.prompt_tokens if is_scored else 0
 
     async def prepare(self, constraints: ConstraintBuilder) -> None:
         """Reads the state, resolves the settings, and checks that they fit the model.

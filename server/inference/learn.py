@@ -26,9 +26,12 @@ from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage.model_version import MODEL_FILE, StoredModel
 from treadle.server.storage.models import CLAIMS, ModelStore, always_deleted
+from treadle.server.telemetry import metrics
 from treadle.v1 import sequence_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+_LEARNED = metrics.SCORED_TOKENS.labels("LearnStream")
 
 _PATIENCE_S = 1.0
 """Seconds that a stream may wait for its memory."""
@@ -105,6 +108,7 @@ class LearnHandler:
                         await open_stream.next(requests), stream, task, asked.name
                     ):
                         tokens += stream.reply.piece.token_count
+                        _LEARNED.inc(stream.reply.piece.token_count)
                         await meter.pay("pieces", tokens)
                         yield stream.reply
                         stream.sent()

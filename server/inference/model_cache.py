@@ -17,11 +17,15 @@ from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.failures import is_full, is_out_of_files
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
+from treadle.server.telemetry import metrics
 
 if TYPE_CHECKING:
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.model_version import StoredModel
+
+_HITS = metrics.MODEL_CACHE_REQUESTS.labels("hit")
+_MISSES = metrics.MODEL_CACHE_REQUESTS.labels("miss")
 
 _MEMORY_PER_FILE = 3
 """Memory of a model in sizes of its file: parameters, packed weights and a table."""
@@ -131,7 +135,9 @@ class ModelCache:
             model = self._alive.get(stored)
             if model is not None:
                 self._keep(stored, model)
+                _HITS.inc()
                 return model
+        _MISSES.inc()
         if stored not in self._loading:
             loading = asyncio.create_task(self._load(stored))
             loading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -154,7 +160,8 @@ class ModelCache:
         """Reads a model, whose memory counts in the budget for as long as it exists."""
         held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
-            model = await thread_pools.MODELS.run(Model.load, stored.path)
+            with metrics.MODEL_LOAD_SECONDS.time():
+                model = await thread_pools.MODELS.run(Model.load, stored.path)
         except LoadError as error:
             held.release()
             if isinstance(stored, JobWeights):
@@ -185,6 +192,7 @@ class ModelCache:
         self._models.move_to_end(stored)
         while len(self._models) > 1 and self.size_bytes > self._max_bytes:
             self._models.popitem(last=False)
+            metrics.MODEL_CACHE_EVICTIONS.inc()
 
     def _spare(self, missing: int) -> None:
         """Drops models that no call uses until so many bytes are free; in any thread."""
@@ -197,6 +205,8 @@ class ModelCache:
                 used = self._alive.get(stored)
                 if used is not None:  # a call uses it: nothing is gained
                     self._models[stored] = used
+                else:
+                    metrics.MODEL_CACHE_EVICTIONS.inc()
 
     @property
     def count(self) -> int:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from treadle.server.inference.sharing.share import TURN_S, JointShare, Share, Task
+from treadle.server.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,11 @@ class Scheduler:
         for number in range(threads):
             threading.Thread(target=self._serve, name=f"turn-{number}", daemon=True).start()
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a turn."""
+        return self._ready
+
     def share(self, caller: str) -> Share:
         """Returns the share of a caller, which is the same one as long as anybody holds it.
 
@@ -125,6 +131,7 @@ class Scheduler:
             task.used_s = share.clock_s
         task.used_s = max(task.used_s, share.clock_s)
         share.load += task.weight
+        task.ready_s = time.monotonic()
         heapq.heappush(share.ready, (task.used_s, next(self._numbers), task))
         self._ready += 1
         self._place(share)
@@ -139,6 +146,7 @@ class Scheduler:
         _lower_priority()
         while (turn := self._next()) is not None:
             began_s = time.monotonic()
+            metrics.TURN_WAIT_SECONDS.observe(began_s - turn.task.ready_s)
             again = False
             try:
                 again = turn.task.take_turn(turn.turn_s)

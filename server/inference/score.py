@@ -39,7 +39,12 @@ from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.telemetry import metrics
 from treadle.v1 import sequence_pb2 as pb
+
+_SCORED = metrics.SCORED_TOKENS.labels("Score")
+_STREAMED = metrics.SCORED_TOKENS.labels("ScoreStream")
+_EMBEDDED = metrics.SCORED_TOKENS.labels("Embed")
 
 _FEWER_AT_ONCE = "ask for fewer texts at once"
 """What to do about a reply that would be too large."""
@@ -110,6 +115,7 @@ class ScoreHandler:
                 await self._task().run_steps(call.steps())
             finally:  # a call that fails has used tokens as well
                 spent.tokens = sum(score.token_count for score in reply.scores)
+                _SCORED.inc(spent.tokens)
         return reply
 
     async def score_stream(
@@ -152,6 +158,7 @@ class ScoreHandler:
                     held.resize(scorer_bytes(shape))
                     while await self._feed(await open_stream.next(requests), stream, task):
                         tokens += stream.reply.piece.token_count
+                        _STREAMED.inc(stream.reply.piece.token_count)
                         await meter.pay("pieces", tokens)
                         yield stream.reply
                         stream.sent()
@@ -202,6 +209,7 @@ class ScoreHandler:
                         await self._task().run_steps(steps)
                     finally:
                         spent.tokens = sum(vector.token_count for vector in reply.embeddings)
+                        _EMBEDDED.inc(spent.tokens)
                 return reply
 
     def _task(self) -> CallTask:

@@ -19,6 +19,7 @@ from treadle.server.jobs.job_events import EventTail
 from treadle.server.messages.enums import job_state
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_state import JobState
+from treadle.server.telemetry import metrics
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ class Job:
             write = self._database.append_event
             number = await thread_pools.DATABASE.run(write, self.id, data, now, **changes)
             self._note(last_sequence=number, **changes)
+            if "state" in changes and self.row.is_final:
+                metrics.JOBS_ENDED.labels(self.row.state).inc()
             waits = self.row.state in (JobState.QUEUED, JobState.PAUSED)
             self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
         self.wake_followers()

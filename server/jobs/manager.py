@@ -156,7 +156,7 @@ class JobManager:
         """
         for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
-            set_request_id(job.row.call_id)
+            set_request_id(job.row.call_id, job.row.owner)
             try:
                 await self._recover(job)
             except Exception:  # one job must not prevent the start of the server
@@ -467,7 +467,8 @@ class JobManager:
 
     async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
         """Awaits work that ends a job; where the work fails, so does the job."""
-        set_request_id(job.row.call_id)  # what began the task may be a call for another job
+        # What began the task may be a call for another job.
+        set_request_id(job.row.call_id, job.row.owner)
         try:
             await work
         except asyncio.CancelledError:

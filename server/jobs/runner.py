@@ -20,6 +20,8 @@ from treadle.server.jobs.worker_request import RunLimits, worker_request
 from treadle.server.messages import responses
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_state import JobState
+from treadle.server.telemetry import metrics
+from treadle.server.telemetry.training_metrics import TRAINING
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ class JobRunner:
                 error = aborted(f"{outcome.reason} ({times})")
                 return Outcome(Ending.FAILED, error=error)
             logger.warning("job %s continues: %s", job.id, outcome.reason)
+            metrics.JOB_RESTARTS.inc()
             await job.change(restarts=job.row.restarts + 1)
             reason = f"{outcome.reason}; the job continues from its last checkpoint"
             if job.crashes > 1:  # the cause of its death may pass
@@ -133,6 +136,7 @@ class JobRunner:
         if worker is None:
             return Outcome(Ending.PAUSED, job.pausing or job.overrun or self._leaving)
         try:
+            TRAINING.started(job.id, is_new=not job.last_progress.step)
             with job.running():
                 outcome = await self._train(job, worker)
         except BaseException:
@@ -140,6 +144,7 @@ class JobRunner:
             raise
         finally:
             job.worker = None
+            TRAINING.left(job.id)
         if outcome.ending is Ending.DIED:
             await self._workers.dismiss(worker)
             with suppress(OSError):  # the next process of the job, or its end, removes the rest
@@ -283,6 +288,7 @@ class JobRunner:
                 case "restarted":
                     before = await self._report_reason(job, message["reason"])
                 case "checkpoint":
+                    TRAINING.checkpoint(job.id, message["took_s"])
                     job.crashes = 0
                     job.space_tries = 0
                     kept = True
@@ -317,6 +323,14 @@ class JobRunner:
     async def _progress(self, job: Job, message: worker_protocol.Message) -> None:
         """Publishes progress, unless it was before a crash after which steps are repeated."""
         progress = responses.progress(message)
+        TRAINING.progress(
+            job.id,
+            step=progress.step,
+            tokens=progress.tokens_seen,
+            tokens_per_second=progress.tokens_per_second,
+            train_loss=progress.train_loss,
+            valid_loss=progress.valid_loss if progress.HasField("valid_loss") else None,
+        )
         last = job.last_progress
         validated = progress.HasField("valid_loss")
         news = validated and not last.HasField("valid_loss")

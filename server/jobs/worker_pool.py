@@ -205,6 +205,11 @@ class WorkerPool:
         self._ending: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.Task[None] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many processes there are, those that stand by or are about to end included."""
+        return len(self._all) + len(self._dismissed)
+
     async def take(self) -> Worker:
         """Returns a process that is ready for a job; `dismiss` it in the end.
 

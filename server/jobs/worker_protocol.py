@@ -17,7 +17,7 @@ names
 - `validation`: how far a long validation is;
 - `reading`: it reads a large corpus; `reason` says so;
 - `restarted`: the checkpoint cannot be used, and the run starts over;
-- `checkpoint`: a checkpoint is on disk, and weights are published;
+- `checkpoint`: a checkpoint is on disk, and weights are published; `took_s`: how long that took;
 - `paused`: a checkpoint is on disk; `reason` says why, `needs_bytes` how many bytes of disk space
   it lacked, or 0;
 - `stopped`: it was to stop before its first step, so there is no model; `reason` says why;

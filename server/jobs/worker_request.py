@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from treadle.server.access.request_id import current_request_id
+from treadle.server.access.request_id import current_request_id, log_form
 from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S
 from treadle.v1 import sequence_pb2 as pb
 
@@ -52,7 +52,9 @@ def worker_request(
         config["tokenizer"]["unknown_policy"] = None
     return {
         "request_id": current_request_id(),
+        "caller": row.owner,
         "log_level": logging.getLogger("treadle").level,
+        "log_format": log_form(),
         "files": [file | {"path": str(data_dir.corpora.path(file["sha256"]))} for file in files],
         "directory": str(data_dir.jobs.directory(row.id)),
         "init_from": bool(row.init_from),

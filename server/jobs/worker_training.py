@@ -79,8 +79,8 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     threading.Thread(target=_listen, args=(requests, control), daemon=True).start()
     try:
         job = worker_protocol.decode(line)["job"]
-        log_to_stderr(job.get("log_level", logging.WARNING))
-        set_request_id(job.get("request_id", ""))
+        log_to_stderr(job.get("log_level", logging.WARNING), job.get("log_format", "text"))
+        set_request_id(job.get("request_id", ""), job.get("caller", ""))
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
             _work(job, pipe, control)
@@ -166,6 +166,7 @@ class _Checkpoints:
             OSError: The disk failed or is full; the files from before are still whole.
             TrainingError: A weight is not finite.
         """
+        began_s = time.monotonic()
         require = self._space.require
         self._trainer.save_state(self._directory / STATE_FILE, require)
         best = self._trainer.best_model
@@ -175,7 +176,7 @@ class _Checkpoints:
                 best.save(self._directory / BEST_FILE, require)
                 self._best_step = step
         self._trainer.model.save(self._directory / LAST_FILE, require)
-        self._replies.send(event="checkpoint")
+        self._replies.send(event="checkpoint", took_s=time.monotonic() - began_s)
 
 
 class _Scratch:

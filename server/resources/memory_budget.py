@@ -16,6 +16,7 @@ from types import TracebackType
 import grpc
 
 from treadle.server.errors import StatusError, exhausted
+from treadle.server.telemetry import metrics
 
 _RETRY_S = 1.0
 
@@ -168,6 +169,7 @@ class MemoryBudget:
 
     def _refusal(self, size: int, what: str) -> StatusError:
         """Returns the error of a reservation that does not fit."""
+        metrics.MEMORY_REFUSALS.inc()
         most = self._most(size)
         if size > most:
             message = (

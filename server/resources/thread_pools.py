@@ -150,7 +150,25 @@ SETTINGS = ThreadPool("settings", 1)
 KEYS = ThreadPool("keys", 1)
 """Fetching the keys of an identity provider, which may take seconds."""
 
-ALL = (DATABASE, EVENTS, LISTS, MODELS, STORE, UPLOADS, RETENTION, SETTINGS, KEYS)
+DISK_USAGE = ThreadPool("disk-usage", 1)
+"""Adding up what the data directory takes."""
+
+METRICS = ThreadPool("metrics", 1)
+"""Writing the page of metrics."""
+
+ALL = (
+    DATABASE,
+    EVENTS,
+    LISTS,
+    MODELS,
+    STORE,
+    UPLOADS,
+    RETENTION,
+    SETTINGS,
+    KEYS,
+    DISK_USAGE,
+    METRICS,
+)
 """Every pool."""
 
 

@@ -73,10 +73,13 @@ class InProcessService:
         Raises:
             StatusError: The call ended with another status than OK.
         """
+        found = None
         async with self.stream(method, request, origin) as replies:
-            async for reply in replies:
-                return reply
-        raise StatusError(grpc.StatusCode.INTERNAL, f"{method} ended without a reply")
+            async for reply in replies:  # to its end: a call that is left counts as cancelled
+                found = reply
+        if found is None:
+            raise StatusError(grpc.StatusCode.INTERNAL, f"{method} ended without a reply")
+        return found
 
     @asynccontextmanager
     async def stream(

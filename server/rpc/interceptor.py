@@ -31,12 +31,14 @@ from treadle.server.access.request_id import (
     REQUEST_ID_KEY,
     current_request_id,
     request_id_of,
+    set_logged_caller,
     set_request_id,
 )
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 from treadle.server.rpc.incoming_requests import IncomingRequests
+from treadle.server.telemetry.rpc_metrics import MeasuredCall, MethodMetrics, RpcMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +62,16 @@ class _Call:
     """A running call."""
 
     audited: AuditedCall
+    measured: MeasuredCall
     caller: Caller = ANONYMOUS
     eviction: StatusError | None = None
     """The status with which the server ends it."""
+
+    def end(self, error: StatusError | None = None, cancelled: bool = False) -> None:
+        """Writes its end down and counts it; see `AuditedCall.end`."""
+        self.audited.end(error, cancelled)
+        code = grpc.StatusCode.OK if error is None else error.code
+        self.measured.end(grpc.StatusCode.CANCELLED if cancelled else code)
 
 
 class Interceptor(aio.ServerInterceptor):
@@ -96,7 +105,9 @@ class Interceptor(aio.ServerInterceptor):
         self._incoming = IncomingRequests(max_message_bytes, write_s)
         self._write_s = write_s
         self._prefix = f"/{service}/"
-        self._methods = descriptor_pool.Default().FindServiceByName(service).methods_by_name
+        described = descriptor_pool.Default().FindServiceByName(service)
+        self._methods = described.methods_by_name
+        self._metrics = RpcMetrics(described)
         self._calls: dict[asyncio.Task[Any], _Call] = {}
         self._writing: dict[asyncio.Task[Any], float] = {}
         self._stuck: set[asyncio.Task[Any]] = set()
@@ -148,7 +159,8 @@ class Interceptor(aio.ServerInterceptor):
         if handler is None or not method.startswith(self._prefix):
             return handler
         name = method.removeprefix(self._prefix)
-        parse = _Parser(handler.request_deserializer, self._methods[name].input_type)
+        counts = self._metrics.of(name)
+        parse = _Parser(handler.request_deserializer, self._methods[name].input_type, counts)
         # Messages are bytes here, so that they are parsed under the guard and counted. gRPC itself
         # would answer a malformed message with UNKNOWN and the text of the exception.
         replies: Any
@@ -167,7 +179,7 @@ class Interceptor(aio.ServerInterceptor):
             async def read(stream: Any, context: Context, held: Reservation) -> Any:
                 return parse.one(await self._incoming.read(context, held), held)
 
-        wrapped = self._wrapped(replies, name, read, handler.response_serializer)
+        wrapped = self._wrapped(replies, name, read, handler.response_serializer, counts)
         return grpc.stream_stream_rpc_method_handler(wrapped)
 
     def _wrapped(
@@ -176,12 +188,13 @@ class Interceptor(aio.ServerInterceptor):
         name: str,
         read: Callable[[Any, Context, Reservation], Awaitable[Any]],
         serialize: Any,
+        counts: MethodMetrics,
     ) -> Any:
         # The replies are written here instead of being yielded to gRPC. When a call is cancelled,
         # gRPC drops a generator where it stands, and its clean-up would wait for the garbage
         # collector.
         async def call(stream: Any, context: Context) -> None:
-            async with self._guard(context, name) as task:
+            async with self._guard(context, name, counts) as task:
                 caller = await self._authorize(context, name, task)
                 with (
                     self._quotas.of(caller).admit_call(),
@@ -197,6 +210,7 @@ class Interceptor(aio.ServerInterceptor):
                             size = _reply_bytes(data)
                             await unread.resize_patiently(size, _PATIENCE_S, kept=size)
                             await self._write(context, data, task)
+                            counts.sent.inc()
                             del data
 
         return call
@@ -208,6 +222,7 @@ class Interceptor(aio.ServerInterceptor):
         self._calls[task].caller = caller
         self._calls[task].audited.caller = caller
         set_current_caller(caller)
+        set_logged_caller(caller.name)
         check_permission(caller, name)
         return caller
 
@@ -245,7 +260,9 @@ class Interceptor(aio.ServerInterceptor):
             asyncio.get_running_loop().call_later(self._write_s / 20, self._watch)
 
     @asynccontextmanager
-    async def _guard(self, context: Context, name: str) -> AsyncIterator[asyncio.Task[Any]]:
+    async def _guard(
+        self, context: Context, name: str, counts: MethodMetrics
+    ) -> AsyncIterator[asyncio.Task[Any]]:
         task = asyncio.current_task()
         assert task is not None
         request_id = request_id_of(context.invocation_metadata() or ())
@@ -253,13 +270,13 @@ class Interceptor(aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         audited = AuditedCall(self._audit, name, request_id, context.peer())
         audited.begin()
-        call = self._calls[task] = _Call(audited)
+        call = self._calls[task] = _Call(audited, counts.begin())
         self._idle.clear()
         try:
             yield task
-            audited.end()
+            call.end()
         except asyncio.CancelledError:
-            audited.end(call.eviction, cancelled=call.eviction is None)
+            call.end(call.eviction, cancelled=call.eviction is None)
             if call.eviction is None:
                 raise  # the client disconnected, or its deadline passed
             task.uncancel()
@@ -268,7 +285,7 @@ class Interceptor(aio.ServerInterceptor):
             raise
         except BaseException as error:  # a panic of a Rust package is not an Exception
             status = from_exception(error, doing=name)
-            audited.end(status)
+            call.end(status)
             await abort(context, status)
         finally:
             del self._calls[task]
@@ -282,11 +299,13 @@ class _Parser:
     Args:
         parse: The parser that gRPC would call.
         kind: The descriptor of the requests.
+        counts: Counts them.
     """
 
-    def __init__(self, parse: Any, kind: Descriptor) -> None:
+    def __init__(self, parse: Any, kind: Descriptor, counts: MethodMetrics) -> None:
         self._parse = parse
         self._kind = kind
+        self._counts = counts
 
     def one(self, data: bytes, held: Reservation) -> Any:
         """Returns a request, and reserves its bytes.
@@ -311,6 +330,7 @@ class _Parser:
             held.release()
 
     def _request(self, data: bytes) -> Any:
+        self._counts.received.inc()
         repeated_limits.check_bytes(data, self._kind)
         try:
             request = self._parse(data)

@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
@@ -29,6 +30,7 @@ from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.incoming_requests import IncomingRequests
 from treadle.server.rpc.interceptor import Context, abort, credential_ended
 from treadle.server.rpc.reflection import V1
+from treadle.server.telemetry.rpc_metrics import MethodMetrics, RpcMetrics
 
 _SERVICES = {
     "health": (health.SERVICE_NAME,),
@@ -72,6 +74,7 @@ class PublicServices(aio.ServerInterceptor):
         self._services = {
             service: name in public for name, services in _SERVICES.items() for service in services
         }
+        self._metrics: dict[str, RpcMetrics] = {}
         self._authenticator = authenticator
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, _READ_S)
@@ -101,10 +104,15 @@ class PublicServices(aio.ServerInterceptor):
         service = method.rpartition("/")[0]
         if handler is None or service not in self._services:
             return handler
-        return self._wrapped(handler, method, self._services[service])
+        if service not in self._metrics:  # now each service has been described
+            described = descriptor_pool.Default().FindServiceByName(service)
+            self._metrics[service] = RpcMetrics(described)
+        counts = self._metrics[service].of(method.removeprefix(f"{service}/"))
+        return self._wrapped(handler, method, self._services[service], counts)
 
-    def _wrapped(self, handler: Any, method: str, public: bool) -> Any:
+    def _wrapped(self, handler: Any, method: str, public: bool, counts: MethodMetrics) -> Any:
         async def call(stream: Any, context: Context) -> None:
+            measured = counts.begin()
             request_id = request_id_of(context.invocation_metadata() or ())
             set_request_id(request_id)
             context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
@@ -118,7 +126,8 @@ class PublicServices(aio.ServerInterceptor):
                         metadata, context.auth_context()
                     )
                     self._calls[task] = audited.caller = caller
-                await self._answer(handler, stream, context)
+                await self._answer(handler, stream, context, counts)
+                measured.end(grpc.StatusCode.OK)
             except aio.AbortError:
                 raise
             except (Exception, asyncio.CancelledError) as error:
@@ -126,10 +135,12 @@ class PublicServices(aio.ServerInterceptor):
                     task.uncancel()
                     status = credential_ended()
                 elif isinstance(error, asyncio.CancelledError):
+                    measured.end(grpc.StatusCode.CANCELLED)
                     raise
                 else:
                     status = from_exception(error, doing=method)
                 audited.refused(status)
+                measured.end(status.code)
                 await abort(context, status)
             finally:
                 self._calls.pop(task, None)
@@ -140,24 +151,31 @@ class PublicServices(aio.ServerInterceptor):
             call, response_serializer=handler.response_serializer
         )
 
-    async def _answer(self, handler: Any, stream: Any, context: Context) -> None:
-        parse = handler.request_deserializer
+    async def _answer(
+        self, handler: Any, stream: Any, context: Context, counts: MethodMetrics
+    ) -> None:
+        def parse(data: bytes) -> Any:
+            counts.received.inc()
+            return _request(handler.request_deserializer, data)
+
         with self._budget.reserve(0, "requests") as held:
             if handler.unary_unary is not None:
-                request = _request(parse, await self._incoming.read(context, held))
+                request = parse(await self._incoming.read(context, held))
                 await context.write(await handler.unary_unary(request, context))
+                counts.sent.inc()
             elif handler.unary_stream is not None:
                 with self._place():
-                    request = _request(parse, await self._incoming.read(context, held))
+                    request = parse(await self._incoming.read(context, held))
                     held.release()
                     await handler.unary_stream(request, context)  # Watch writes its replies itself
             else:
                 with self._place():
                     messages = self._incoming.first(context, stream, held)
-                    requests = (_request(parse, message) async for message in messages)
+                    requests = (parse(message) async for message in messages)
                     async with aclosing(handler.stream_stream(requests, context)) as replies:
                         async for reply in replies:
                             await context.write(reply)
+                            counts.sent.inc()
 
     @contextmanager
     def _place(self) -> Iterator[None]:

@@ -99,7 +99,7 @@ class DyingWorker(FakeWorker):
     async def receive(self) -> worker_protocol.Message:
         if self._checkpoint:
             self._checkpoint = False
-            return {"event": "checkpoint"}
+            return {"event": "checkpoint", "took_s": 0.01}
         raise aborted("it died")
 
 

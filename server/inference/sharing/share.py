@@ -25,6 +25,8 @@ class Task(ABC):
     """How many calls it works for; fixed like `share`."""
     used_s = 0.0
     """Seconds of turns so far, each divided by the weight it had; the scheduler's own."""
+    ready_s = 0.0
+    """When it began to wait for its next turn; the scheduler's own."""
     expected_s = TURN_S
     """About the seconds of its next turn; the scheduler's own."""
     counted_in: Share | None = None
