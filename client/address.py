@@ -73,6 +73,11 @@ def _fault(address: str) -> str:
         return ""
     if address.startswith("unix-abstract:"):
         return "" if address.partition(":")[2] else "lacks a name; write unix-abstract:NAME"
+    if address.lower().startswith(("http://", "https://")):
+        host = address.partition("://")[2].rstrip("/")
+        shown = host if re.fullmatch(r"[\w.:\[\]-]+:[0-9]+", host) else "HOST:PORT"
+        hint = " with --tls (tls=True in Python)" if address.lower().startswith("https") else ""
+        return f"is a URL, not a host and a port; give {shown}{hint}"
     return "" if address.startswith(_OTHER_SCHEMES) else _tcp_fault(address)
 
 

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.display.console import printable
 from treadle.client.cli.options.shared import given_options
-from treadle.client.errors import InputError
+from treadle.client.errors import InputError, TreadleError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
     from treadle.client.settings.connection_settings import ConnectionSettings
     from treadle.v1.sequence_pb2 import Job
 
+SUGGESTION_S = 1.0
+"""The longest to ask for the models that there are, once a command has failed."""
+
 LATEST = "latest"
 """The word for the newest job."""
 
 
-def connect(args: argparse.Namespace) -> Client:
-    """Returns the client for the server that flags, the environment or a profile name."""
+def connect(args: argparse.Namespace, timeout_s: float | None = None) -> Client:
+    """Returns the client for the server that flags, the environment or a profile name.
+
+    Args:
+        args: The parsed arguments.
+        timeout_s: The longest that a call may take, instead of --timeout.
+    """
     from treadle.client.client import Client
 
     settings = read_settings(args)
     try:
-        return Client(timeout_s=getattr(args, "timeout", None), **settings.arguments())
+        return Client(timeout_s=timeout_s or getattr(args, "timeout", None), **settings.arguments())
     except InputError as error:
         raise settings.blamed(error) from None
 
@@ -44,6 +54,29 @@ def read_settings(args: argparse.Namespace) -> ConnectionSettings:
     for warning in settings.warnings():
         print(f"treadle: warning: {printable(warning)}", file=sys.stderr, flush=True)
     return settings
+
+
+def model_suggestion(args: argparse.Namespace, sentence: str) -> str:
+    """Returns the model that an unknown one may stand for, if the server says so quickly.
+
+    Args:
+        args: The parsed arguments of the command that failed.
+        sentence: The error of the server, which quotes the name.
+
+    Returns:
+        The end of the sentence; empty if no name is near.
+    """
+    from treadle.client.cli.options.suggestion import suggestion
+
+    unknown = re.search(r"there is no model '([\w.-]+)'$", sentence)
+    if unknown is None:
+        return ""
+    try:
+        with connect(args, SUGGESTION_S) as client:
+            names = [model.name for model in islice(client.models(page_size=1000), 1000)]
+    except TreadleError:
+        return ""
+    return suggestion(unknown[1], names)
 
 
 def find_job(client: Client, job: str) -> Job:

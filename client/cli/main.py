@@ -36,7 +36,7 @@ from treadle.client.cli.display.console import Console, printable
 from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
-from treadle.client.errors import ServerError, TreadleError
+from treadle.client.errors import NotFoundError, ServerError, TreadleError
 
 COMMANDS = (
     train,
@@ -143,7 +143,13 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else 2
     console.argument_names = partial(argument_names, parser, parsed)
-    return parsed.run(parsed, console) or 0
+    try:
+        return parsed.run(parsed, console) or 0
+    except NotFoundError as error:
+        from treadle.client.cli.connect import model_suggestion
+
+        sentence = error.in_names_of(console.argument_names())
+        return _fail(sentence + model_suggestion(parsed, sentence), error.exit_code)
 
 
 def _sentence(error: TreadleError, console: Console) -> str:

@@ -18,6 +18,8 @@ POSITIONAL = "it is a word of the command"
 PAGES = "the client asks for every page"
 BY_FILE = "the client fills it in from the files"
 OF_MODELS = "an option of one action of `treadle models`"
+OF_TRAVEL = "`treadle models pull` or `push` fills it in, or has an option for it"
+OF_PROGRAMS = "a command line has text; ids are for programs"
 
 WITH_MODEL = ("generate", "score", "score-stream", "embed")
 """Commands that take the rows of `model` as well."""
@@ -31,6 +33,20 @@ WITHOUT_ROW: dict[str, str] = {
     "GenerateRequest.model": POSITIONAL,
     "GenerateRequest.prompt": "it is --prompt, or a file",
     "GenerateRequest.n": "it is -n, which has no long name",
+    "GenerateRequest.prompt_tokens": OF_PROGRAMS,
+    "EmbedRequest.tokens": OF_PROGRAMS,
+    "ExportModelRequest.model": OF_TRAVEL,
+    "ExportModelRequest.version": OF_TRAVEL,
+    "ExportModelRequest.offset": OF_TRAVEL,
+    "ExportModelRequest.sha256": OF_TRAVEL,
+    "ImportModelRequest.chunk": OF_TRAVEL,
+    "ImportModelSpec.model": OF_TRAVEL,
+    "ImportModelSpec.alias": OF_TRAVEL,
+    "ImportModelSpec.reuse_identical": OF_TRAVEL,
+    "ImportModelSpec.sha256": OF_TRAVEL,
+    "ImportModelSpec.size_bytes": OF_TRAVEL,
+    "StateDictSpec.layout": OF_TRAVEL,
+    "StateDictSpec.tied_weights": OF_TRAVEL,
     "ScoreRequest.model": POSITIONAL,
     "ScoreRequest.texts": "they are FILE, or --text",
     "ScoreStreamSpec.model": POSITIONAL,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from treadle.client.access.bearer_token import without_secrets
 from treadle.client.cli.display.console import printable
+from treadle.client.cli.options.suggestion import suggestion
 
 Fill: TypeAlias = "Callable[[Parser], None]"
 """Adds the arguments of a parser."""
@@ -67,6 +68,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings, allow_abbrev=False)
         self.on_fill: Fill | None = None
         """Adds the arguments, once."""
+        self._words: list[str] = []
+        """The words that are parsed."""
 
     def add_subparsers(self, **settings: Any) -> Commands:  # type: ignore[override]
         """Adds commands, or the actions of a command."""
@@ -90,6 +93,7 @@ class Parser(argparse.ArgumentParser):
         Returns:
             The parsed arguments, and those that are unknown.
         """
+        self._words = list(sys.argv[1:] if args is None else args)
         parsed, rest = super().parse_known_args(args, namespace)
         if "parser" not in parsed:  # the parser of the command, or of its action, sets it first
             parsed.parser = self
@@ -110,8 +114,27 @@ class Parser(argparse.ArgumentParser):
         self._refuse_token(sys.argv[1:] if args is None else args)
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            hint = parsed.parser.flag_suggestion(rest)
+            parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return parsed
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Checks a word of a few; an unknown command is one as well."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            near = suggestion(str(value), map(str, action.choices or ()))
+            if not near:
+                raise
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near}") from None
+
+    def flag_suggestion(self, words: Sequence[str]) -> str:
+        """Returns the flag that the first unknown one may stand for, as the end of a sentence."""
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                return suggestion(flag, self._option_string_actions, quote="")
+        return ""
 
     def _refuse_token(self, args: Sequence[str]) -> None:
         """Refuses a token on the command line, before any message can show it."""
@@ -124,6 +147,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with 2, as argparse does, but without the usage's many lines."""
+        if message.startswith("the following arguments are required"):
+            message += self.flag_suggestion(self._words)
         shown = printable(without_secrets(message))
         self.exit(2, f"treadle: {shown} (see `{self.prog} --help`)\n")
 
