@@ -23,7 +23,7 @@ PACKAGES = {
     "treadle.v1": "proto/treadle/v1",
     "treadle.benchmarks": "benchmarks",
 }
-PACKAGED = ("*.py", "*.pyi", "*.proto", "*.toml", "py.typed")
+PACKAGED = ("*.py", "*.pyi", "*.proto", "*.toml", "py.typed", "static/*")
 
 
 @pytest.fixture(scope="module")
