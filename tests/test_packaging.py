@@ -96,6 +96,7 @@ DISTRIBUTIONS = {
     "outlines_core": "outlines-core",
     "rich": "rich",
     "safetensors": "safetensors",
+    "starlette": "starlette",
     "tokenizers": "tokenizers",
     "tomlkit": "tomlkit",
 }
@@ -118,7 +119,7 @@ def imported_modules(folder: str) -> set[str]:
     ("folder", "extras"),
     [
         ("client", ["cli"]),
-        ("server", ["server", "oidc"]),
+        ("server", ["server", "http", "oidc"]),
         ("model", ["server", "bpe"]),
         ("kernels", ["server"]),
     ],
