@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.client.cli.connect import connect, find_job
-from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.output_file import check_output, write_output
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_job
@@ -16,7 +17,7 @@ from treadle.client.errors import InputError, TreadleError
 from treadle.client.files.paths import display_path
 
 if TYPE_CHECKING:
-    from treadle.client.cli.display.curve import Curve
+    from treadle.client.cli.display.curves.curve import Curve
     from treadle.client.client import Client
     from treadle.v1.sequence_pb2 import Job, JobEvent
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.out is None:
         _print(curve, args, console)
         return
-    from treadle.client.cli.display.curve_svg import svg
+    from treadle.client.cli.display.curves.curve_svg import svg
 
     picture = svg(curve, args.width or PICTURE_WIDTH, args.height or PICTURE_HEIGHT)
     write_output(args.out, picture.encode())
@@ -103,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def load(client: Client, job: Job) -> Curve:
     """Returns the losses of a job, from its events so far."""
-    from treadle.client.cli.display.curve import gather
+    from treadle.client.cli.display.curves.curve import gather
 
     return gather(_events(client, job), f"{job.model}, job {job.id}")
 
@@ -121,9 +122,10 @@ def _events(client: Client, job: Job) -> Iterator[JobEvent]:
 
 def _print(curve: Curve, args: argparse.Namespace, console: Console) -> None:
     """Draws in the terminal."""
-    from treadle.client.cli.display.curve_text import draw
+    from treadle.client.cli.display.curves.curve_text import draw
 
     width = args.width or console.width - 1
     height = args.height or LINES
+    curve = replace(curve, title=one_line(curve.title))
     for line in draw(curve, width, height, unicode=console.unicode, color=console.color):
         console.line(line)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
-from treadle.client.cli.display.tables import print_facts
+from treadle.client.cli.display.tables import print_facts, print_message
+from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.shared import add_connection, add_json
+from treadle.client.cli.options.shared import add_connection
 from treadle.client.cli.options.values import duration
 from treadle.client.errors import ServerError
 
@@ -30,7 +31,7 @@ def add_parsers(commands: Commands) -> None:
         description="Describe the server: its version, its limits and the load on it. A server "
         "that knows its callers also says who you are, what you may do, and what you have used.",
     )
-    add_json(info)
+    add_output(info)
     add_connection(info)
     info.set_defaults(run=run_info)
     health = commands.add_parser(
@@ -52,13 +53,11 @@ def add_parsers(commands: Commands) -> None:
 def run_info(args: argparse.Namespace, console: Console) -> None:
     """Describes the server."""
     from treadle.client.cli.display.caller import caller_facts
-    from treadle.client.cli.display.json_lines import to_line
     from treadle.client.cli.display.progress import duration_text, size_text
 
     with connect(args) as client:
         info = client.server_info()
-    if getattr(args, "json", False):
-        console.line(to_line(info))
+    if print_message(info, output_format(args), console):
         return
     facts = [
         ("version", info.version),

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from treadle.client.cli.connect import connect, find_job
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import print_facts, when_text
+from treadle.client.cli.display.tables import print_facts, print_message, print_rows, when_text
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.flag_names import in_training_flags
+from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.shared import add_connection, add_job, add_json
+from treadle.client.cli.options.shared import add_connection, add_job
 from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ OUTCOMES = {"cancel": "cancelled", "pause": "paused"}
 
 MIN_ID_CHARACTERS = 6
 """Characters of an id that an action needs to end a job."""
+
+HEAD = ("id", "model", "state", "step", "loss", "age")
+
+PLAIN_COLUMNS = (
+    "id",
+    "model",
+    "state",
+    "progress.step",
+    "started.total_steps",
+    "progress.train_loss",
+    "progress.best_valid_loss",
+    "create_time",
+)
+"""The columns of the list as plain rows. New ones come last."""
 
 ACTIONS = {
     "show": "describe one job",
@@ -67,23 +82,20 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
         one.set_defaults(run=run_show if action == "show" else run_action)
         added.append(one)
     for each in added:
-        add_json(each)
+        add_output(each)
         add_connection(each)
 
 
 def run_list(args: argparse.Namespace, console: Console) -> None:
     """Lists jobs, newest first."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         jobs = client.jobs(getattr(args, "states", ()), model=getattr(args, "of_model", ""))
-        if getattr(args, "json", False):
-            for job in jobs:
-                console.line(to_line(job))
+        if output_format(args) != "table":
+            print_rows(jobs, PLAIN_COLUMNS, output_format(args), console)
             return
         rows = [_row(job) for job in jobs]
     if rows:
-        console.table(("id", "model", "state", "step", "loss", "age"), rows, left=3, cut=1)
+        console.table(HEAD, rows, left=3, cut=1, drop=(5, 4, 3))
     else:
         console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
 
@@ -133,14 +145,10 @@ def age_text(seconds: float) -> str:
 
 def run_show(args: argparse.Namespace, console: Console) -> None:
     """Describes one job."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         job = find_job(client, args.job)
-    if getattr(args, "json", False):
-        console.line(to_line(job))
-        return
-    print_facts([(name, value) for name, value in _facts(job) if value], console)
+    if not print_message(job, output_format(args), console):
+        print_facts([(name, value) for name, value in _facts(job) if value], console)
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
@@ -184,8 +192,6 @@ def state_text(job: Job) -> str:
 
 def run_action(args: argparse.Namespace, console: Console) -> None:
     """Cancels, pauses, resumes or deletes one job."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         job = find_job(client, args.job)
         _check_id(args.action, args.job, job)
@@ -197,7 +203,8 @@ def run_action(args: argparse.Namespace, console: Console) -> None:
             if args.action == "pause":
                 job = _wait_paused(client, job)
             line = _outcome(args.action, job)
-    console.line(to_line(job) if getattr(args, "json", False) else line)
+    if not print_message(job, output_format(args), console):
+        console.line(line)
 
 
 def _check_id(action: str, given: str, job: Job) -> None:

@@ -143,6 +143,8 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else 2
     console.argument_names = partial(argument_names, parser, parsed)
+    if getattr(parsed, "plain", False):
+        console.use_plain_lines()
     try:
         return parsed.run(parsed, console) or 0
     except NotFoundError as error:

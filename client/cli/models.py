@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import print_facts, when_text
+from treadle.client.cli.display.tables import print_facts, print_message, print_rows, when_text
+from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.shared import add_connection, add_json, add_version
+from treadle.client.cli.options.shared import add_connection, add_version
 from treadle.client.cli.options.values import version_number
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ _LIMITS = {
     "max_wall_time_s": "its limit of wall-clock time",
 }
 """What ends a run, by the name of the setting."""
+
+PLAIN_COLUMNS = (
+    "name",
+    "version",
+    "network.cell",
+    "network.layers",
+    "network.hidden_size",
+    "tokenizer.kind",
+    "vocabulary_size",
+    "parameter_count",
+    "training.valid_loss",
+    "size_bytes",
+    "create_time",
+)
+"""The columns of the list as plain rows. New ones come last."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -51,7 +67,7 @@ def add_parsers(commands: Commands) -> None:
     delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
     for each in (parser, listing, show, delete, alias, unalias):
-        add_json(each)
+        add_output(each)
         add_connection(each)
 
 
@@ -103,17 +119,14 @@ def _add_aliases(actions: Commands) -> tuple[argparse.ArgumentParser, argparse.A
 
 def run_list(args: argparse.Namespace, console: Console) -> None:
     """Lists the newest version of every model."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
-        if getattr(args, "json", False):
-            for model in client.models():
-                console.line(to_line(model))
+        if output_format(args) != "table":
+            print_rows(client.models(), PLAIN_COLUMNS, output_format(args), console)
             return
         rows = [_row(model) for model in client.models()]
     if rows:
         head = ("name", "version", "network", "tokens", "vocabulary", "parameters", "valid loss")
-        console.table((*head, "size", "stored"), rows, cut=0)
+        console.table((*head, "size", "stored"), rows, cut=0, drop=(3, 4, 5, 8, 7, 2))
     else:
         console.line("no models yet")
 
@@ -154,14 +167,10 @@ def _time(model: Model) -> str:
 
 def run_show(args: argparse.Namespace, console: Console) -> None:
     """Describes one version of a model."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         reply = client.get_model(args.model, version=args.version)
-    if getattr(args, "json", False):
-        console.line(to_line(reply))
-        return
-    print_facts([*_facts(reply.model), ("versions", _numbers(reply.versions))], console)
+    if not print_message(reply, output_format(args), console):
+        print_facts([*_facts(reply.model), ("versions", _numbers(reply.versions))], console)
 
 
 def _facts(model: Model) -> list[tuple[str, str]]:
@@ -227,14 +236,11 @@ def _on(where: str) -> str:
 
 def run_delete(args: argparse.Namespace, console: Console) -> None:
     """Deletes one version of a model, or all of them."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         reply = client.delete_model(
             args.model, version=args.version, all_versions=args.all, force=args.force
         )
-    if getattr(args, "json", False):
-        console.line(to_line(reply))
+    if print_message(reply, output_format(args), console):
         return
     plural = "s" if len(reply.versions) > 1 else ""
     console.line(f"deleted {args.model} version{plural} {_numbers(reply.versions)}")
@@ -242,24 +248,20 @@ def run_delete(args: argparse.Namespace, console: Console) -> None:
 
 def run_alias(args: argparse.Namespace, console: Console) -> None:
     """Sets an alias."""
-    from treadle.client.cli.display.json_lines import to_line
-
     with connect(args) as client:
         model = client.set_alias(args.model, args.alias, version=args.version)
-    if getattr(args, "json", False):
-        console.line(to_line(model))
+    if print_message(model, output_format(args), console):
         return
     console.line(f"{args.model}@{args.alias} is version {model.version}")
 
 
 def run_unalias(args: argparse.Namespace, console: Console) -> None:
     """Removes an alias."""
-    from treadle.client.cli.display.json_lines import to_line
+    from treadle.v1.sequence_pb2 import DeleteAliasResponse
 
     with connect(args) as client:
         client.delete_alias(args.model, args.alias)
-    if getattr(args, "json", False):
-        console.line(to_line({}))
+    if print_message(DeleteAliasResponse(), output_format(args), console):
         return
     console.line(f"{args.model} has no alias {args.alias} any more")
 

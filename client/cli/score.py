@@ -13,15 +13,15 @@ from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.notices import print_unknown_share
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.output_file import write_output
-from treadle.client.cli.display.tables import token_table
+from treadle.client.cli.display.tables import print_tokens
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.input.text_input import input_name, read_text
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
+from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
-    add_json,
     add_model,
     check_model,
 )
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
 ROW = "{:>6}  {:>7}  {:>11}  {:>7}  {:>10}  {:>9}  {}"
 """Fixed columns, since the rows are printed as the scores arrive."""
 HEAD = ROW.format("text", "tokens", "nats", "mean", "perplexity", "bits/char", "")
+PLAIN_COLUMNS = (
+    "token_count",
+    "total_log_probability",
+    "mean_nats",
+    "perplexity",
+    "bits_per_character",
+)
+"""The columns of a text as a plain row, after its number and before itself."""
+
+PLAIN_TOKEN_COLUMNS = ("id", "log_probability", "rank", "text")
+"""The columns of a token as a plain row, after an empty one."""
+
 STATE_FIELD = "return_states"
 INDENT = " " * 8
 
@@ -67,7 +79,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_flags(parser, "score", OPTIONS)
     add_flags(parser, "score", "state")
-    add_json(parser)
+    add_output(parser)
     add_connection(parser)
 
 
@@ -96,10 +108,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
         pairs = with_labels(labels, scores)
         if path is not None:
             pairs = _saved(pairs, path)
-        if getattr(args, "json", False):
-            _print_json(pairs, console)
-        else:
+        if output_format(args) == "table":
             _print_table(pairs, console)
+        else:
+            _print_rows(pairs, output_format(args), console)
 
 
 def _texts_to_score(args: argparse.Namespace) -> Iterator[LabeledText]:
@@ -127,13 +139,23 @@ def _saved(
         yield text, score
 
 
-def _print_json(pairs: Iterable[tuple[LabeledText, TextScore]], console: Console) -> None:
-    """Prints an object for each text."""
+def _print_rows(
+    pairs: Iterable[tuple[LabeledText, TextScore]], output: str, console: Console
+) -> None:
+    """Prints an object for each text, or plain rows: its own, then one for each token."""
     from treadle.client.cli.display.json_lines import as_json, to_line
+    from treadle.client.cli.display.plain_rows import TAB, plain_row
 
     unknown = tokens = 0
-    for text, score in pairs:
-        console.line(to_line({**text.label, **as_json(score)}))
+    for count, (text, score) in enumerate(pairs, 1):
+        if output == "json":
+            console.line(to_line({**text.label, **as_json(score)}))
+        else:
+            number = str(text.label.get("line", count))
+            name = one_line(str(text.label.get("text", text.label.get("file", ""))))
+            console.line(TAB.join([number, plain_row(score, PLAIN_COLUMNS), name]))
+            for token in score.tokens:
+                console.line(TAB + plain_row(token, PLAIN_TOKEN_COLUMNS))
         unknown += score.unknown_count
         tokens += score.token_count
     print_unknown_share(unknown, tokens)
@@ -150,8 +172,8 @@ def _print_table(pairs: Iterable[tuple[LabeledText, TextScore]], console: Consol
             console.line(HEAD.rstrip())
         name = str(text.label.get("line", count))
         console.line(_row(name, score, text.label.get("text", ""), console))
-        for line in token_table(score.tokens) if score.tokens else ():
-            console.line(INDENT + line)
+        if score.tokens:
+            print_tokens(score.tokens, console, INDENT)
         total.total_log_probability += score.total_log_probability
         total.token_count += score.token_count
         total.character_count += score.character_count
@@ -176,9 +198,7 @@ def _row(name: str, score: TextScore, text: str, console: Console) -> str:
     ]
     nats = number_text(score.total_log_probability)
     row = ROW.format(name, score.token_count, nats, *means, "")
-    available = console.width - 1 - len(row)
-    width = max(0, available) if console.is_terminal else None
-    return (row + one_line(text, width)).rstrip()
+    return (row + console.fit(text, len(row))).rstrip()
 
 
 def _with_means(total: TextScore) -> TextScore:

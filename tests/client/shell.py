@@ -26,6 +26,14 @@ def command(address: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "treadle.client", "--server", address, *words]
 
 
+def bare_command(address: str, *words: str) -> list[str]:
+    """The command of the bare client, which has no rich."""
+    code = (
+        "import sys; sys.modules['rich'] = None; from treadle.client.__main__ import main; main()"
+    )
+    return [sys.executable, "-c", code, "--server", address, *words]
+
+
 def run(
     address: str, *words: str, data: bytes = b"", **changes: str
 ) -> subprocess.CompletedProcess[bytes]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle.client.cli.display.curve import (
+from treadle.client.cli.display.curves.curve import (
     Axis,
     Curve,
     Point,
@@ -22,8 +22,8 @@ from treadle.client.cli.display.curve import (
     thin,
     tick_step,
 )
-from treadle.client.cli.display.curve_svg import svg
-from treadle.client.cli.display.curve_text import draw
+from treadle.client.cli.display.curves.curve_svg import svg
+from treadle.client.cli.display.curves.curve_text import draw
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import events_of

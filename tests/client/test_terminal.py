@@ -1,4 +1,7 @@
-"""What a person sees: the command line on a pseudo-terminal."""
+"""What a person sees: the command line on a pseudo-terminal, without rich.
+
+test_rich_terminal.py has what rich draws.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from treadle.client.cli.display.console import one_line, printable, table
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService
-from .shell import PATIENCE_S, command, environment
+from .shell import PATIENCE_S, bare_command, environment
 
 CLEAR = "\r\x1b[K"
 
@@ -29,7 +32,7 @@ def watch(address: str, *words: str, width: int = 80, typed: bytes = b"", **chan
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     env = environment(**{"TERM": "xterm", "PYTHONIOENCODING": "utf-8", **changes})
     with subprocess.Popen(
-        command(address, *words), stdin=theirs, stdout=theirs, stderr=theirs, env=env
+        bare_command(address, *words), stdin=theirs, stdout=theirs, stderr=theirs, env=env
     ) as process:
         os.close(theirs)
         killer = threading.Timer(PATIENCE_S, process.kill)
@@ -156,7 +159,7 @@ def test_generated_text_cannot_command_the_terminal(server: FakeServer) -> None:
 def test_ctrl_c_takes_the_bar_away(server: FakeServer) -> None:
     ours, theirs = pty.openpty()
     env = environment(TERM="xterm")
-    words = command(server.address, "train", __file__, "--model", STUCK)
+    words = bare_command(server.address, "train", __file__, "--model", STUCK)
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         seen = b""

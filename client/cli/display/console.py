@@ -155,8 +155,30 @@ class Console:
         self.out.write(printable(text) if self.is_terminal else text)
         self.out.flush()
 
+    def fit(self, text: str, used: int = 0) -> str:
+        """Returns a text on one line; on a terminal, its end is cut so that the line fits.
+
+        Args:
+            text: Any text.
+            used: Columns that are taken already.
+        """
+        if not self.is_terminal:
+            return one_line(text)
+        available = max(0, self.width - 1 - used)
+        if not self.has_rich:
+            return one_line(text, available)
+        from treadle.client.cli.display.terminal.safe_text import cut, safe_text
+
+        return cut(safe_text(text), available, "...")
+
     def table(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, cut: int
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        left: int = 1,
+        cut: int,
+        drop: Sequence[int] = (),
     ) -> None:
         """Writes a table; on a terminal that is too narrow for it, one column is cut.
 
@@ -165,9 +187,15 @@ class Console:
             rows: The cells.
             left: This many columns, and the last, are aligned left, the others right.
             cut: The column whose cells lose their middle where the terminal is too narrow.
+            drop: Columns that rich leaves out before that, the first one first.
         """
+        if self.has_rich:
+            from treadle.client.cli.display.terminal.rich_table import print_table
+
+            print_table(self, head, rows, left=left, cut=cut, drop=drop)
+            return
         if self.is_terminal:
-            rows = self._fitted(head, rows, cut)
+            rows = self._fitted(head, [list(map(one_line, row)) for row in rows], cut)
         for line in table(head, rows, left=left):
             self.line(line)
 

@@ -10,7 +10,7 @@ from treadle.client.argument_names import rename_fields
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.notices import print_unknown_share
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import token_table
+from treadle.client.cli.display.tables import print_tokens
 
 if TYPE_CHECKING:
     from treadle.client.cli.input.stream_input import Unit
@@ -55,8 +55,7 @@ class Rows:
         row = "  ".join([*cells, ""])
         self._print_row(row, unit.text)
         if self._tokens:
-            for line in token_table(score.tokens):
-                self._console.line(INDENT + line)
+            print_tokens(score.tokens, self._console, INDENT)
 
     def _print_json(
         self, unit: Unit, score: PieceScore, nats: float, worst: int, flagged: bool
@@ -74,9 +73,7 @@ class Rows:
 
     def _print_row(self, row: str, text: str) -> None:
         """Prints a row and its text, cut to the width of a terminal."""
-        available = self._console.width - 1 - len(row)
-        width = max(0, available) if self._console.is_terminal else None
-        self._console.line((row + one_line(text, width)).rstrip())
+        self._console.line((row + self._console.fit(text, len(row))).rstrip())
 
     def print_fault(self, unit: Unit, fault: str) -> None:
         """Prints the row of a unit that could not be read, whichever rows were requested."""

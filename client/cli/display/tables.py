@@ -1,32 +1,48 @@
-"""`token_table` and `print_facts` lay out tokens and facts for a reader."""
+"""`print_tokens` and `print_facts` lay out tokens and facts; `print_message` does so as chosen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from treadle.client.cli.display.console import Console, one_line, table
 from treadle.client.cli.display.numbers import number_text
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from treadle.v1.sequence_pb2 import Token
 
 
-def token_table(tokens: Iterable[Token]) -> list[str]:
-    """Lays out tokens with their log-probabilities, and ranks and alternatives where present.
+def print_tokens(tokens: Iterable[Token], console: Console, indent: str) -> None:
+    """Prints tokens with their log-probabilities, and ranks and alternatives where present."""
+    rows = _token_rows(list(tokens))
+    if console.has_rich:
+        from treadle.client.cli.display.terminal.rich_table import print_tokens as print_colored
 
-    A dash marks a missing value.
+        print_colored(console, rows, len(indent))
+        return
+    for line in table(rows[0], rows[1:]):
+        console.line(indent + line)
+
+
+def token_table(tokens: Iterable[Token]) -> list[str]:
+    """Lays out tokens as `print_tokens` does without color.
 
     Returns:
         The lines of the table.
     """
-    tokens = list(tokens)
+    head, *rows = _token_rows(list(tokens))
+    return table(head, rows)
+
+
+def _token_rows(tokens: list[Token]) -> list[list[str]]:
+    """Returns the head and the cells of a table of tokens; a dash marks a missing value."""
     ranks = any(token.rank for token in tokens)
     top = any(token.alternatives for token in tokens)
-    rows = []
+    rows = [["token", "nats", "probability"] + ["rank"] * ranks + ["likeliest"] * top]
     for token in tokens:
         row = [one_line(token.text) or f"({token.id})", "-", "-"]
         if token.HasField("log_probability"):
@@ -34,8 +50,7 @@ def token_table(tokens: Iterable[Token]) -> list[str]:
         row += [str(token.rank or "-")] if ranks else []
         row += [_alternatives(token)] if top else []
         rows.append(row)
-    heads = ["token", "nats", "probability"] + ["rank"] * ranks + ["likeliest"] * top
-    return table(heads, rows)
+    return rows
 
 
 def _nats_and_share(log_probability: float) -> list[str]:
@@ -59,6 +74,53 @@ def when_text(time: Timestamp) -> str:
 
 def print_facts(facts: list[tuple[str, str]], console: Console) -> None:
     """Prints names and values, one pair a line."""
+    if console.has_rich:
+        from treadle.client.cli.display.terminal.rich_table import print_facts as print_grid
+
+        print_grid(console, facts)
+        return
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
+        value = one_line(value) if console.is_terminal else value
         console.line(f"{name.ljust(width)}  {value}".rstrip())
+
+
+def print_message(message: Message, output: str, console: Console) -> bool:
+    """Prints a message as JSON or as plain rows, if that is the output format.
+
+    Args:
+        message: The message.
+        output: The output format.
+        console: The output.
+
+    Returns:
+        Whether it was printed; if not, a table is requested.
+    """
+    if output == "json":
+        from treadle.client.cli.display.json_lines import to_line
+
+        console.line(to_line(message))
+    elif output == "plain":
+        from treadle.client.cli.display.plain_rows import plain_fields
+
+        for line in plain_fields(message):
+            console.line(line)
+    return output != "table"
+
+
+def print_rows(
+    messages: Iterable[Message], columns: Sequence[str], output: str, console: Console
+) -> None:
+    """Prints each message of a list as it arrives, as JSON or as a plain row.
+
+    Args:
+        messages: The messages.
+        columns: The fields of a plain row.
+        output: The output format, `json` or `plain`.
+        console: The output.
+    """
+    from treadle.client.cli.display.json_lines import to_line
+    from treadle.client.cli.display.plain_rows import plain_row
+
+    for message in messages:
+        console.line(to_line(message) if output == "json" else plain_row(message, columns))

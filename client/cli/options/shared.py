@@ -7,6 +7,7 @@ from typing import Any
 
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.option import add_option
+from treadle.client.cli.options.output_options import add_plain
 from treadle.client.cli.options.values import duration, version_number
 from treadle.client.errors import InputError
 
@@ -84,6 +85,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         action="store_true",
     )
     add_profile(group)
+    add_plain(parser)
 
 
 def add_profile(parser: argparse._ActionsContainer) -> None:

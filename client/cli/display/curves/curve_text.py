@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from treadle.client.cli.display.curve import Axis, Curve, Point, line, loss_axis, step_axis, thin
+from treadle.client.cli.display.curves.curve import (
+    Axis,
+    Curve,
+    Point,
+    line,
+    loss_axis,
+    step_axis,
+    thin,
+)
 
 MIN_COLUMNS = 10
 MIN_ROWS = 3

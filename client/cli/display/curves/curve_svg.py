@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from xml.sax.saxutils import escape
 
-from treadle.client.cli.display.curve import Axis, Curve, Point, loss_axis, step_axis, thin
+from treadle.client.cli.display.curves.curve import Axis, Curve, Point, loss_axis, step_axis, thin
 
 LEFT = 64
 RIGHT = 20

@@ -1,0 +1,1 @@
+"""Loss curves: their points and axes, drawn in characters or as an SVG."""
