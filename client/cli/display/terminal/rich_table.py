@@ -10,11 +10,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from treadle.client.cli.display.console import MIN_CELL, Console
+from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.terminal.safe_text import cut_middle, safe_text
 
 GAP = 2
 """Columns between two columns of a table."""
+
+PREFERRED_CELL = 20
+"""Columns are left out before a cell is cut to less than this."""
+
+LEAST_CELL = 6
+"""The least width that a cell is cut to."""
 
 STATE_STYLES = {
     "queued": "yellow",
@@ -56,12 +62,12 @@ def table_of(
     cells = [[safe_text(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[i]) for row in (head, *cells)) for i in range(len(head))]
     shown = list(range(len(head)))
-    least = min(widths[cut], MIN_CELL)
+    least = min(widths[cut], PREFERRED_CELL)
     waiting = list(drop)
     while waiting and _total(widths, shown) - widths[cut] + least > width:
         shown.remove(waiting.pop(0))
     over = _total(widths, shown) - width
-    available = max(least, widths[cut] - max(0, over))
+    available = max(LEAST_CELL, widths[cut] - max(0, over))
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for i in shown:
         right = i >= left and i != len(head) - 1
