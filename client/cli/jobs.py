@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from treadle.client.cli.connect import connect, find_job
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import print_facts, print_message, print_rows, when_text
+from treadle.client.cli.display.tables import (
+    print_facts,
+    print_message,
+    print_rows,
+    print_table,
+    when_text,
+)
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.flag_names import in_training_flags
 from treadle.client.cli.options.output_options import add_output, output_format
@@ -95,7 +101,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
             return
         rows = [_row(job) for job in jobs]
     if rows:
-        console.table(HEAD, rows, left=3, cut=1, drop=(5, 4, 3))
+        print_table(console, HEAD, rows, left=3, cut=1, drop=(5, 4, 3))
     else:
         console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
 

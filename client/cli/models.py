@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import print_facts, print_message, print_rows, when_text
+from treadle.client.cli.display.tables import (
+    print_facts,
+    print_message,
+    print_rows,
+    print_table,
+    when_text,
+)
 from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_version
@@ -126,7 +132,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
         rows = [_row(model) for model in client.models()]
     if rows:
         head = ("name", "version", "network", "tokens", "vocabulary", "parameters", "valid loss")
-        console.table((*head, "size", "stored"), rows, cut=0, drop=(3, 4, 5, 8, 7, 2))
+        print_table(console, (*head, "size", "stored"), rows, cut=0, drop=(3, 4, 5, 8, 7, 2))
     else:
         console.line("no models yet")
 

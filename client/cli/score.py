@@ -13,7 +13,7 @@ from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.notices import print_unknown_share
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.output_file import write_output
-from treadle.client.cli.display.tables import print_tokens
+from treadle.client.cli.display.tables import fit, print_tokens
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.input.text_input import input_name, read_text
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
@@ -198,7 +198,7 @@ def _row(name: str, score: TextScore, text: str, console: Console) -> str:
     ]
     nats = number_text(score.total_log_probability)
     row = ROW.format(name, score.token_count, nats, *means, "")
-    return (row + console.fit(text, len(row))).rstrip()
+    return (row + fit(console, text, len(row))).rstrip()
 
 
 def _with_means(total: TextScore) -> TextScore:

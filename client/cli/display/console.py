@@ -8,12 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from treadle.client.argument_names import PYTHON, ArgumentNames
-
-if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
 
 FALLBACK_WIDTH = 80
 
@@ -108,13 +105,6 @@ class Console:
 
         return find_spec("rich") is not None
 
-    @cached_property
-    def rich(self) -> RichConsole:
-        """The console of rich; it reads no markup in texts."""
-        from treadle.client.cli.display.terminal.rich_console import rich_console
-
-        return rich_console(self.out)
-
     def begin_live(self, end: Callable[[], None]) -> None:
         """Notes how to remove what is drawn from now on, for a Ctrl-C."""
         self._live.append(end)
@@ -155,22 +145,6 @@ class Console:
         self.out.write(printable(text) if self.is_terminal else text)
         self.out.flush()
 
-    def fit(self, text: str, used: int = 0) -> str:
-        """Returns a text on one line; on a terminal, its end is cut so that the line fits.
-
-        Args:
-            text: Any text.
-            used: Columns that are taken already.
-        """
-        if not self.is_terminal:
-            return one_line(text)
-        available = max(0, self.width - 1 - used)
-        if not self.has_rich:
-            return one_line(text, available)
-        from treadle.client.cli.display.terminal.safe_text import cut, safe_text
-
-        return cut(safe_text(text), available, "...")
-
     def table(
         self,
         head: Sequence[str],
@@ -178,7 +152,6 @@ class Console:
         *,
         left: int = 1,
         cut: int,
-        drop: Sequence[int] = (),
     ) -> None:
         """Writes a table; on a terminal that is too narrow for it, one column is cut.
 
@@ -187,13 +160,7 @@ class Console:
             rows: The cells.
             left: This many columns, and the last, are aligned left, the others right.
             cut: The column whose cells lose their middle where the terminal is too narrow.
-            drop: Columns that rich leaves out before that, the first one first.
         """
-        if self.has_rich:
-            from treadle.client.cli.display.terminal.rich_table import print_table
-
-            print_table(self, head, rows, left=left, cut=cut, drop=drop)
-            return
         if self.is_terminal:
             rows = self._fitted(head, [list(map(one_line, row)) for row in rows], cut)
         for line in table(head, rows, left=left):
@@ -268,6 +235,11 @@ def one_line(text: str, width: int | None = None) -> str:
 
 
 def _is_control(character: str) -> bool:
-    """Returns whether a character may control a terminal (C0, DEL and C1, bare CR included)."""
+    """Returns whether a character may control a terminal (C0, DEL and C1, bare CR included).
+
+    The characters that reorder a text do so as well: with them, one name looks like another.
+    """
     code = ord(character)
-    return (code < 32 and character not in "\n\t") or 127 <= code < 160
+    if code >= 160:
+        return 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return (code < 32 and character not in "\n\t") or code >= 127

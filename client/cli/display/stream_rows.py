@@ -10,7 +10,7 @@ from treadle.client.argument_names import rename_fields
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.notices import print_unknown_share
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.tables import print_tokens
+from treadle.client.cli.display.tables import fit, print_tokens
 
 if TYPE_CHECKING:
     from treadle.client.cli.input.stream_input import Unit
@@ -73,7 +73,7 @@ class Rows:
 
     def _print_row(self, row: str, text: str) -> None:
         """Prints a row and its text, cut to the width of a terminal."""
-        self._console.line((row + self._console.fit(text, len(row))).rstrip())
+        self._console.line((row + fit(self._console, text, len(row))).rstrip())
 
     def print_fault(self, unit: Unit, fault: str) -> None:
         """Prints the row of a unit that could not be read, whichever rows were requested."""

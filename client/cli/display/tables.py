@@ -16,6 +16,54 @@ if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import Token
 
 
+def print_table(
+    console: Console,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    cut: int,
+    drop: Sequence[int] = (),
+) -> None:
+    """Prints a table.
+
+    Args:
+        console: The output.
+        head: The columns' names.
+        rows: The cells.
+        left: This many columns, and the last, are aligned left, the others right.
+        cut: The column whose cells lose their middle where the terminal is too narrow.
+        drop: Columns that rich leaves out before that, the first one first.
+    """
+    if console.has_rich:
+        from treadle.client.cli.display.terminal import rich_table
+
+        rich_table.print_table(console, head, rows, left=left, cut=cut, drop=drop)
+    else:
+        console.table(head, rows, left=left, cut=cut)
+
+
+def fit(console: Console, text: str, used: int = 0) -> str:
+    """Returns a text on one line; on a terminal, its end is cut so that the line fits.
+
+    Args:
+        console: The output.
+        text: Any text.
+        used: Columns that are taken already.
+
+    Returns:
+        The text, ending in "..." where it was cut.
+    """
+    if not console.is_terminal:
+        return one_line(text)
+    available = max(0, console.width - 1 - used)
+    if not console.has_rich:
+        return one_line(text, available)
+    from treadle.client.cli.display.terminal.cell_width import cut
+
+    return cut(one_line(text), available, "...")
+
+
 def print_tokens(tokens: Iterable[Token], console: Console, indent: str) -> None:
     """Prints tokens with their log-probabilities, and ranks and alternatives where present."""
     rows = _token_rows(list(tokens))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TextIO
-
 from rich.console import Console as RichConsole
 
+from treadle.client.cli.display.console import Console
 
-def rich_console(out: TextIO) -> RichConsole:
+
+def rich_console(console: Console) -> RichConsole:
     """Returns rich's console of a terminal; it reads no markup in texts."""
     return RichConsole(
-        file=out,
+        file=console.out,
         force_terminal=True,
         markup=False,
         emoji=False,

@@ -10,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from treadle.client.cli.display.console import Console
-from treadle.client.cli.display.terminal.safe_text import cut_middle, safe_text
+from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.terminal.cell_width import cut_middle
+from treadle.client.cli.display.terminal.rich_console import rich_console
 
 GAP = 2
 """Columns between two columns of a table."""
@@ -59,7 +60,7 @@ def table_of(
     Returns:
         The table, and the names of the columns that are left out.
     """
-    cells = [[safe_text(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(cell_len(row[i]) for row in (head, *cells)) for i in range(len(head))]
     shown = list(range(len(head)))
     least = min(widths[cut], PREFERRED_CELL)
@@ -103,9 +104,9 @@ def print_table(
 ) -> None:
     """Prints a table; see `table_of`. A line below it names the columns that are left out."""
     table, hidden = table_of(head, rows, left=left, cut=cut, drop=drop, width=console.width)
-    console.rich.print(table)
+    rich_console(console).print(table)
     if hidden:
-        console.rich.print(Text(f"too narrow for: {', '.join(hidden)}", "dim"))
+        rich_console(console).print(Text(f"too narrow for: {', '.join(hidden)}", "dim"))
 
 
 def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
@@ -114,8 +115,8 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(Text(safe_text(name)), Text(safe_text(value)))
-    console.rich.print(grid)
+        grid.add_row(Text(one_line(name)), Text(one_line(value)))
+    rich_console(console).print(grid)
 
 
 def print_tokens(console: Console, rows: Sequence[Sequence[str]], indent: int) -> None:
@@ -136,7 +137,7 @@ def print_tokens(console: Console, rows: Sequence[Sequence[str]], indent: int) -
     for text, nats, *others in tokens:
         style = surprisal_style(nats)
         table.add_row(Text(text, style), Text(nats, style), *(Text(cell) for cell in others))
-    console.rich.print(Padding(table, (0, 0, 0, indent)))
+    rich_console(console).print(Padding(table, (0, 0, 0, indent)))
 
 
 def surprisal_style(nats: str) -> str:

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.terminal.rich_console import rich_console
 
 REFRESH_S = 0.1
 """Seconds between two drawings."""
@@ -47,7 +48,7 @@ class TransferBar:
         self._console = console
         self._progress = Progress(
             *columns,
-            console=console.rich,
+            console=rich_console(console),
             transient=True,
             auto_refresh=False,
             refresh_per_second=10,

@@ -1,18 +1,8 @@
-"""`safe_text` and `cut` prepare texts of any origin for a terminal."""
+"""`cut` and `cut_middle` cut a text to columns of a terminal."""
 
 from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
-
-from treadle.client.cli.display.console import one_line
-
-# Characters that reorder what follows them: with them, a text can look like another one.
-_REORDERING = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-
-
-def safe_text(text: str) -> str:
-    """Returns a text on one line; characters that control the terminal are shown as escapes."""
-    return one_line(text).translate(_REORDERING)
 
 
 def cut(text: str, columns: int, dots: str = "…") -> str:
