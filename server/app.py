@@ -14,9 +14,11 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
@@ -27,7 +29,7 @@ from treadle.server.access.callers.authenticator import CallersAuthenticator
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.request_id import log_to_stderr
 from treadle.server.access.state_key_file import StateKeyFile
-from treadle.server.address import AddressError
+from treadle.server.address import AddressError, address_fault
 from treadle.server.config import PUBLIC_SERVICES, ServerConfig, SettingError
 from treadle.server.errors import unavailable
 from treadle.server.exposure_warning import exposure_warning
@@ -55,6 +57,7 @@ from treadle.server.resources.memory_guard import guard_memory
 from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.health_server import HealthServer
+from treadle.server.rpc.in_process import InProcessService
 from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.listening import listen
 from treadle.server.rpc.public_services import PublicServices
@@ -71,6 +74,9 @@ from treadle.server.telemetry.loop_lag import measure_loop_lag
 from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
+
+if TYPE_CHECKING:
+    from treadle.server.http.http_server import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +236,16 @@ class App:
         )
         self._metrics_page = MetricsPage(state, self._disk_usage.refresh)
 
+        # HTTP: its requests are the same calls, made in this process.
+        self._http: HttpServer | None = None
+        if config.http_address:
+            in_process = InProcessService(service, self._interceptor)
+            self._http = _http_server(
+                config, in_process, self._budget, self._certificate, lambda: self._serving
+            )
+        self.http_url = ""
+        """Where the HTTP address is, once the server has started; empty: it has none."""
+
         # What runs in the background once the server has started.
         self._tasks: list[asyncio.Task[None]] = []
         self._malloc_trimmer: MallocTrimmer | None = None
@@ -250,6 +266,8 @@ class App:
             self._server, self._config.address, certificate.credentials() if certificate else None
         )
         await self._start_health_server(address)
+        if self._http is not None:
+            self.http_url = await self._http.start(self._config.http_address)
         silent = SilentStreamCloser(
             (self._admission.learning_streams, self._admission.streams), asyncio.get_running_loop()
         )
@@ -328,6 +346,8 @@ class App:
         self._serving = False
         self._disk_usage.close()
         await self._health.enter_graceful_shutdown()
+        if self._http is not None:
+            self._http.drain()
         stopping = asyncio.create_task(self._server.stop(grace + _CLOSING_S))
         patience = max(grace - _CLOSING_S, 0.75 * grace)
         await self._finish(began, patience)
@@ -337,6 +357,8 @@ class App:
         await stopping
         if self._health_server is not None:
             await self._health_server.stop()
+        if self._http is not None:
+            await self._http.stop(FAREWELL_S)
         left = began + grace - 2 * FAREWELL_S - time.monotonic()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._workers.close(), max(left, FAREWELL_S))
@@ -398,7 +420,7 @@ async def _run(config: ServerConfig) -> None:
     signalled = asyncio.create_task(ending.wait())
     await asyncio.wait([starting, signalled], return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
-        announce(await starting, config)
+        announce(await starting, config, app.http_url)
         await signalled
     else:
         starting.cancel()
@@ -407,20 +429,50 @@ async def _run(config: ServerConfig) -> None:
     await app.stop()
 
 
-def announce(address: str, config: ServerConfig | None = None) -> None:
+def announce(address: str, config: ServerConfig | None = None, http_url: str = "") -> None:
     """Prints where the server listens, and warns of what other machines can do to it.
 
     Args:
         address: The address at which it is listening.
         config: Its settings; None: the defaults.
+        http_url: The URL of its HTTP address; empty: it has none.
     """
     print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
     config = config or ServerConfig()
+    if http_url:
+        print(f"treadle-server {version('treadle')} answers HTTP at {http_url}", flush=True)
     tls = bool(config.tls_cert_file)
     callers = bool(config.callers_file)
     warning = exposure_warning(address, tls, config.tls_client_ca_file, callers)
     if warning:
         logger.warning("%s", warning)
+
+
+def _http_server(
+    config: ServerConfig,
+    service: InProcessService,
+    budget: MemoryBudget,
+    certificate: CertificateReloader | None,
+    is_ready: Callable[[], bool],
+) -> HttpServer:
+    """Returns what serves the HTTP address.
+
+    Raises:
+        SettingError: The address cannot be one, or the extra with its packages is not installed.
+    """
+    if fault := address_fault(config.http_address):
+        raise SettingError("http_address", f"{config.http_address!r} {fault}")
+    try:
+        from treadle.server.http.app import http_app
+        from treadle.server.http.guarded_protocol import ConnectionLimits
+        from treadle.server.http.http_server import HttpServer
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("treadle"):
+            raise
+        fault = f"needs {error.name}, which is not installed: pip install '.[server,http]'"
+        raise SettingError("http_address", fault) from None
+    app = http_app(service, config, budget, is_ready)
+    return HttpServer(app, certificate, ConnectionLimits(config.http_connection_limit))
 
 
 def _job_limits(config: ServerConfig) -> JobLimits:

@@ -211,6 +211,20 @@ class ServerConfig:
     max_call_s: float = field(default=3600.0, metadata=_range(0.1, _SECONDS))
     """Seconds that one call to generate, score or embed, or one message of a stream, may take.
     Generated texts then end early, and other calls fail."""
+    http_address: str = ""
+    """A further address that speaks HTTP: every RPC as JSON, what OpenAI's clients send, a page,
+    metrics and probes. Empty: none. It has the TLS, the callers and the limits of the other one.
+    Needs the extra `http`."""
+    http_allow_origin: str = ""
+    """Origins whose web pages may call the HTTP address from a browser, with commas between them,
+    such as https://app.example; `*` is every page there is. Empty: only the server's own page."""
+    http_allow_host: str = ""
+    """Names under which browsers may call the HTTP address where no credential is needed, with
+    commas between them, besides IP addresses, localhost and names without a dot; `*` is any. It
+    keeps out pages whose own name leads to this machine."""
+    http_connection_limit: int = field(default=1024, metadata=_range(1, _COUNT))
+    """Connections that the HTTP address may have at once. One more takes the place of one that
+    waits for its client, or is refused if there is no such connection."""
     tls_cert_file: str = ""
     """PEM file with the certificate of the server, followed by those between it and its authority.
     With it the server speaks TLS 1.2 and 1.3 only. The files of TLS are read again when they

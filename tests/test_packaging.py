@@ -89,6 +89,7 @@ DISTRIBUTIONS = {
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
+    "httptools": "httptools",
     "jwt": "pyjwt[crypto]",
     "llvmlite": "numba",  # which pins its version
     "numba": "numba",
@@ -99,6 +100,7 @@ DISTRIBUTIONS = {
     "starlette": "starlette",
     "tokenizers": "tokenizers",
     "tomlkit": "tomlkit",
+    "uvicorn": "uvicorn",
 }
 """The distribution that brings each module that is imported."""
 

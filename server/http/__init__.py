@@ -1,1 +1,1 @@
-"""HTTP next to gRPC: the same service for browsers, curl and OpenAI clients."""
+"""The HTTP address: every RPC as JSON, what OpenAI's clients send, a page, metrics and probes."""

@@ -156,6 +156,9 @@ DISK_USAGE = ThreadPool("disk-usage", 1)
 METRICS = ThreadPool("metrics", 1)
 """Writing the page of metrics."""
 
+JSON = ThreadPool("json", 2)
+"""Parsing large requests in JSON, writing large replies, and compressing both."""
+
 ALL = (
     DATABASE,
     EVENTS,
@@ -166,6 +169,7 @@ ALL = (
     RETENTION,
     SETTINGS,
     KEYS,
+    JSON,
     DISK_USAGE,
     METRICS,
 )

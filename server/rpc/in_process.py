@@ -9,35 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
-from treadle.server.access.authenticator import AuthContext
+from treadle.server.access.call_origin import CallOrigin
 from treadle.server.errors import StatusError, from_packed
 from treadle.server.rpc.interceptor import DETAILS_KEY, Interceptor
-from treadle.server.rpc.servicer import SERVICE
-from treadle.v1 import sequence_pb2_grpc
+from treadle.v1 import sequence_pb2, sequence_pb2_grpc
+
+__all__ = ["CallOrigin", "InProcessService"]
+
+_SERVICE = sequence_pb2.DESCRIPTOR.services_by_name["SequenceService"]
 
 Requests = Message | AsyncIterator[Message]
 """The request of a call, or those of its stream."""
-
-
-@dataclass(frozen=True)
-class CallOrigin:
-    """Where a call comes from: what gRPC knows of a call over the network."""
-
-    metadata: tuple[tuple[str, str | bytes], ...] = ()
-    """Its metadata, with names in lower case."""
-    auth_context: AuthContext = field(default_factory=dict)
-    """What TLS knows of the client, as `ServicerContext.auth_context` returns it."""
-    peer: str = "unknown"
-    """The address of the client, in gRPC's form: `ipv4:127.0.0.1:4242`."""
 
 
 class InProcessService:
@@ -56,15 +46,15 @@ class InProcessService:
         server: Any = registered
         sequence_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, server)
         self._handlers = registered.handlers
-        self._methods = descriptor_pool.Default().FindServiceByName(SERVICE).methods_by_name
+        self._methods = _SERVICE.methods_by_name
         self._wrapped: dict[str, Any] = {}
 
-    async def unary(self, method: str, request: Message, origin: CallOrigin) -> Any:
+    async def unary(self, method: str, request: Requests, origin: CallOrigin) -> Any:
         """Calls a method with one reply.
 
         Args:
             method: Its name, such as `GetModel`.
-            request: The request.
+            request: The request; an iterator that yields it is asked once the caller is known.
             origin: Where the call comes from.
 
         Returns:
@@ -112,7 +102,7 @@ class InProcessService:
     async def _handler(self, method: str) -> Any:
         """Returns the handler of a method, wrapped by the interceptor."""
         if method not in self._wrapped:
-            details: Any = _Details(f"/{SERVICE}/{method}")
+            details: Any = _Details(f"/{_SERVICE.full_name}/{method}")
 
             async def continuation(_: Any) -> Any:
                 return self._handlers[method]

@@ -10,6 +10,7 @@ import pytest
 
 from .harness import Caller, Server, tiny_spec
 from .tenants import CALLERS, Company
+from .web import Web
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,29 @@ def caller(server: Server) -> Caller:
 def model(server: Server) -> str:
     """The name of a model that is there, of pieces of TEXT."""
     return server.caller.trained(tiny_spec("shared", max_steps=60)).name
+
+
+@pytest.fixture(scope="session")
+def http_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an HTTP address for all tests that do not end, fill or change it."""
+    data = tmp_path_factory.mktemp("http") / "data"
+    server = Server(data, "--http-address", "127.0.0.1:0", "--standby-workers", "0")
+    yield server
+    server.close()
+    for sign in ("Traceback", "Fatal", "internal error", "never retrieved"):
+        assert sign not in server.log
+
+
+@pytest.fixture
+def web(http_server: Server) -> Web:
+    """A client of its HTTP address."""
+    return Web(http_server.http_url)
+
+
+@pytest.fixture(scope="session")
+def http_model(http_server: Server) -> str:
+    """The name of a model that is there, of pieces of TEXT."""
+    return http_server.caller.trained(tiny_spec("shared", max_steps=60)).name
 
 
 @pytest.fixture(scope="session")

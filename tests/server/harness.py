@@ -210,6 +210,10 @@ class Server:
         self.line = self.process.stdout.readline()
         assert self.line, self.log
         self.address = self.line.split()[-1]
+        self.http_url = ""
+        """Where its HTTP address is, if it has one."""
+        if "--http-address" in flags:
+            self.http_url = self.process.stdout.readline().split()[-1]
         self.caller = Caller(self.address, credentials)
 
     @property

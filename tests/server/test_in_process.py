@@ -12,12 +12,13 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc import aio
 
 from treadle.server.access.authenticator import AuthContext, Metadata, OpenAuthenticator
+from treadle.server.access.call_origin import CallOrigin
 from treadle.server.access.caller import Caller, Role, current_caller
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.request_id import current_request_id
 from treadle.server.errors import StatusError, not_found, unavailable
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.rpc.in_process import CallOrigin, InProcessService
+from treadle.server.rpc.in_process import InProcessService
 from treadle.server.rpc.interceptor import Context, Interceptor
 from treadle.server.rpc.servicer import SERVICE
 from treadle.v1 import sequence_pb2 as pb

@@ -1,0 +1,118 @@
+"""`http_app` joins the parts of the HTTP address into one ASGI app.
+
+Its requests are answered by RPCs in this process, so that callers, rights, quotas, limits and
+errors are those of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from treadle.server.errors import StatusError
+from treadle.server.http import probes
+from treadle.server.http.connect.routes import routes as connect_routes
+from treadle.server.http.errors import HttpError, error_response
+from treadle.server.http.page.routes import routes as page_routes
+from treadle.server.http.request_body import Bodies
+from treadle.server.http.response_headers import ResponseHeaders
+from treadle.server.http.site_check import EVERY, SiteCheck
+
+if TYPE_CHECKING:
+    from treadle.server.config import ServerConfig
+    from treadle.server.resources.memory_budget import MemoryBudget
+    from treadle.server.rpc.in_process import InProcessService
+
+_Code = grpc.StatusCode
+
+_CODES = {404: _Code.NOT_FOUND, 405: _Code.UNIMPLEMENTED}
+"""What the errors of routing are as a status of gRPC."""
+
+_ASKED_HEADERS = (
+    *("authorization", "content-type", "content-encoding", "x-request-id", "traceparent"),
+    *("connect-protocol-version", "connect-timeout-ms", "connect-content-encoding"),
+    *("connect-accept-encoding", "x-user-agent", "tracestate"),
+)
+"""Headers that pages of other origins may send, where they may call at all."""
+
+_SHOWN_HEADERS = ("x-request-id", "retry-after", "connect-content-encoding")
+"""Headers of responses that such pages may read."""
+
+
+def http_app(
+    service: InProcessService,
+    config: ServerConfig,
+    budget: MemoryBudget,
+    is_ready: Callable[[], bool],
+) -> Starlette:
+    """Returns the app.
+
+    Args:
+        service: The RPCs.
+        config: The settings of the server.
+        budget: Counts the bytes of requests while they arrive.
+        is_ready: Returns whether the server reports SERVING.
+    """
+    bodies = Bodies(budget, config.max_message_bytes)
+    routes: list[BaseRoute] = [
+        *probes.routes(is_ready),
+        *connect_routes(service, bodies),
+        *page_routes(),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=_middleware(config),
+        exception_handlers={StatusError: _answer_status, HTTPException: _answer_routing},
+    )
+
+
+def listed(setting: str) -> frozenset[str]:
+    """Returns the entries of a setting that is a list with commas."""
+    return frozenset(entry.strip().rstrip("/").lower() for entry in setting.split(",") if entry)
+
+
+def _middleware(config: ServerConfig) -> list[Middleware]:
+    origins = listed(config.http_allow_origin)
+    # Where callers need credentials, a page without them may call under any name.
+    hosts = frozenset([EVERY]) if config.callers_file else listed(config.http_allow_host)
+    found = [Middleware(ResponseHeaders), Middleware(SiteCheck, origins=origins, hosts=hosts)]
+    if origins:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=sorted(origins),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=_ASKED_HEADERS,
+                expose_headers=_SHOWN_HEADERS,
+                max_age=7200,
+            )
+        )
+    return found
+
+
+async def _answer_status(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StatusError)
+    return error_response(error)
+
+
+async def _answer_routing(request: Request, error: Exception) -> Response:
+    """Answers a request whose path or method does not exist."""
+    assert isinstance(error, HTTPException)
+    text = error.detail
+    if error.status_code == 404:
+        text = "there is nothing at this path"
+    elif error.status_code == 405:
+        text = f"the method {request.method} is not allowed here"
+    code = _CODES.get(error.status_code, _Code.UNKNOWN)
+    fault = HttpError(error.status_code, code, text)
+    fault.headers.update(error.headers or {})
+    return error_response(fault)

@@ -1,0 +1,1 @@
+"""The Connect protocol: every RPC as JSON or protobuf over plain HTTP."""

@@ -1,0 +1,164 @@
+"""`RequestBody` reads what a client sends, and notices when it leaves; `Bodies` limits its size.
+
+What has arrived is counted in the memory budget before it is kept, and a body larger than a message
+of gRPC may be is refused, where possible by its header alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from starlette.requests import Request
+from starlette.types import Receive, Scope
+
+from treadle.server.errors import StatusError
+from treadle.server.http.errors import HttpError, too_large
+
+if TYPE_CHECKING:
+    from treadle.server.resources.memory_budget import MemoryBudget, Reservation
+
+READ_S = 60.0
+"""Seconds within which a body that is one message must arrive, as for a message of gRPC."""
+
+_STEP_BYTES = 1 << 16
+"""Bytes by which the reservation of a body grows."""
+
+
+class RequestBody:
+    """The body of one request, and the connection that it comes from.
+
+    Args:
+        scope: The ASGI scope of the request.
+        receive: Where its parts arrive. Nothing else may receive from it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self._is_complete = False
+        self._completed = asyncio.Event()
+        self.length = _content_length(scope)
+        """Bytes that it will have, as its header says; None: unknown."""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yields its parts as they arrive.
+
+        Raises:
+            StatusError: CANCELLED: the client left.
+        """
+        while not self._is_complete:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._complete()
+                raise StatusError(grpc.StatusCode.CANCELLED, "the client left")
+            if not message.get("more_body", False):
+                self._complete()
+            if message.get("body"):
+                yield message["body"]
+
+    def _complete(self) -> None:
+        self._is_complete = True
+        self._completed.set()
+
+    async def _wait_for_disconnect(self) -> None:
+        await self._completed.wait()  # until then, `chunks` receives, and notices it
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    @asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Ends the `async with` block early and silently when the client leaves.
+
+        What runs in the block is cancelled, and the code after it continues.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        block = _Block(task)
+        watch = asyncio.create_task(self._wait_for_disconnect())
+        watch.add_done_callback(block.end_early)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not block.ended_early or task.uncancel() > 0:
+                raise  # the server ends the request
+        finally:
+            block.is_over = True
+            watch.cancel()
+
+
+class _Block:
+    """A block of code that ends when its client leaves.
+
+    Args:
+        task: The task that runs it.
+    """
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self.is_over = False
+        self.ended_early = False
+
+    def end_early(self, watch: asyncio.Task[None]) -> None:
+        """Cancels the block, unless it is over."""
+        if not watch.cancelled() and not self.is_over:
+            self.ended_early = True
+            self._task.cancel()
+
+
+class Bodies:
+    """Reads bodies that are one message each.
+
+    Args:
+        budget: Counts the bytes that have arrived.
+        most_bytes: Bytes of the largest body.
+    """
+
+    def __init__(self, budget: MemoryBudget, most_bytes: int) -> None:
+        self.budget = budget
+        """Counts the bytes that have arrived."""
+        self.most_bytes = most_bytes
+        """Bytes of the largest body."""
+
+    async def read(self, body: RequestBody, held: Reservation) -> bytes:
+        """Returns a whole body.
+
+        Args:
+            body: The body.
+            held: The reservation that grows with it; the caller releases it.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: it is too large, or its bytes do not fit into the
+                memory budget; DEADLINE_EXCEEDED: it takes too long; CANCELLED: the client left.
+        """
+        if body.length is not None and body.length > self.most_bytes:
+            raise too_large(self.most_bytes)
+        data = bytearray()
+        try:
+            async with asyncio.timeout(READ_S) as timeout:
+                async for chunk in body.chunks():
+                    size = len(data) + len(chunk)
+                    if size > self.most_bytes:
+                        raise too_large(self.most_bytes)
+                    if size > _STEP_BYTES and 2 * size > held.size:
+                        held.resize(2 * (size + _STEP_BYTES))
+                    data += chunk
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            text = f"the body of the request did not arrive within {READ_S:g} seconds"
+            raise HttpError(408, grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
+        return bytes(data)
+
+    async def read_request(self, request: Request, held: Reservation) -> bytes:
+        """Returns the whole body of a request; see `read`."""
+        return await self.read(RequestBody(request.scope, request.receive), held)
+
+
+def _content_length(scope: Scope | dict[str, Any]) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return None
