@@ -60,6 +60,7 @@ from treadle.server.rpc.health_server import HealthServer
 from treadle.server.rpc.in_process import InProcessService
 from treadle.server.rpc.interceptor import Interceptor
 from treadle.server.rpc.listening import listen
+from treadle.server.rpc.model_descriptions import ModelDescriptions
 from treadle.server.rpc.public_services import PublicServices
 from treadle.server.rpc.reflection import add_reflection
 from treadle.server.rpc.server_metrics import server_state
@@ -72,6 +73,8 @@ from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import RetentionPeriods, run_retention
 from treadle.server.telemetry.loop_lag import measure_loop_lag
 from treadle.server.tls.certificate_reloader import CertificateReloader
+from treadle.server.transfer.export_handler import ExportHandler
+from treadle.server.transfer.import_handler import ImportHandler
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
 
@@ -136,7 +139,12 @@ class App:
             quotas=quotas,
         )
         submission = Submission(
-            self._data_dir, self._jobs, _upload_limits(config), training_bytes, self._budget, quotas
+            self._data_dir,
+            self._jobs,
+            _upload_limits(config, config.max_corpus_bytes),
+            training_bytes,
+            self._budget,
+            quotas,
         )
 
         # Inference: models in memory, and threads that calls share.
@@ -179,6 +187,25 @@ class App:
             max_call_s=config.max_call_s,
         )
 
+        # Models that travel: their files leave, and others come.
+        descriptions = ModelDescriptions(self._data_dir.models, config.max_message_bytes)
+        exporting = ExportHandler(
+            self._data_dir.models,
+            descriptions.describe,
+            _upload_limits(config, config.max_model_bytes),
+            Admission(config.export_limit, "models that are exported"),
+            config.max_message_bytes,
+        )
+        importing = ImportHandler(
+            self._data_dir,
+            self._jobs,
+            submission,
+            _upload_limits(config, config.max_model_bytes),
+            Admission(config.upload_limit, "models that are imported"),
+            self._budget,
+            quotas,
+        )
+
         # gRPC: every call passes the interceptor, and the servicer hands it to its handler.
         authenticator.on_change(self._jobs.queue.schedule)  # a quota of running jobs may be higher
         self._interceptor = Interceptor(
@@ -212,6 +239,9 @@ class App:
             generating,
             scoring,
             learning,
+            exporting,
+            importing,
+            descriptions,
             self._admission,
             control_admission,
             self._budget,
@@ -494,9 +524,9 @@ def _run_limits(config: ServerConfig, training_bytes: int | None) -> RunLimits:
     )
 
 
-def _upload_limits(config: ServerConfig) -> UploadLimits:
+def _upload_limits(config: ServerConfig, most_bytes: int) -> UploadLimits:
     return UploadLimits(
-        config.max_corpus_bytes,
+        most_bytes,
         config.upload_idle_s,
         config.upload_min_rate,
         config.upload_max_s or math.inf,

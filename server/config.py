@@ -155,7 +155,7 @@ class ServerConfig:
     training_queue_limit: int = field(default=1000, metadata=_range(0, _COUNT))
     """Training jobs that may wait for a slot, on disk; more are refused."""
     upload_limit: int = field(default=16, metadata=_range(1, _COUNT))
-    """Corpora that may be uploaded at once; more are refused."""
+    """Corpora that may be uploaded at once, and as many models; more are refused."""
     checkpoint_interval_s: float = field(default=10.0, metadata=_range(0, _SECONDS))
     """Seconds between two checkpoints of a training job. Its weights can be used from then on."""
     max_restarts: int = field(default=3, metadata=_range(0, _COUNT))
@@ -256,17 +256,22 @@ class ServerConfig:
     """The largest max_new_tokens of a generation; a larger one is refused."""
     max_corpus_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
     """Bytes of the largest corpus; a larger one is refused."""
+    max_model_bytes: int = field(default=1 << 30, metadata=_range(1, _BYTES))
+    """Bytes of the largest file of a model that is imported; a larger one is refused."""
+    export_limit: int = field(default=32, metadata=_range(1, _COUNT))
+    """Files of models that may be exported at once; more are refused. upload_idle_s,
+    upload_min_rate and upload_max_s hold for those who read them as well."""
     max_message_bytes: int = field(default=4 << 20, metadata=_range(1 << 16, (1 << 31) - 1))
     """Bytes of the largest request or reply message."""
     model_cache_bytes: int = field(default=1 << 30, metadata=_range(0, _BYTES))
     """Bytes of memory up to which loaded models are kept. The model used last is always kept."""
     upload_idle_s: float = field(default=60.0, metadata=_range(0.1, _SECONDS))
-    """Seconds without a byte after which a corpus upload ends with an error."""
+    """Seconds without a byte after which the upload of a corpus or a model ends with an error."""
     upload_min_rate: int = field(default=1024, metadata=_range(0, _BYTES))
-    """Bytes per second, averaged over upload_idle_s, below which a corpus upload ends with an
-    error; 0 allows any rate."""
+    """Bytes per second, averaged over upload_idle_s, below which an upload ends with an error; 0
+    allows any rate."""
     upload_max_s: float = field(default=3600.0, metadata=_range(0, _SECONDS))
-    """Seconds that a corpus upload may take in total; 0 allows any time."""
+    """Seconds that an upload may take in total; 0 allows any time."""
     callers_file: str = ""
     """File of those who may call: their tokens, certificates, rights and quotas. It is read again
     when it has changed. `treadle-server token` makes and changes it. Without a file everybody may

@@ -94,6 +94,7 @@ class CallerUse:
         self.repeats = 0
         """Corpora of jobs that exist, which are being uploaded once more."""
         self._uploading_bytes = 0
+        self._importing_bytes = 0
         self._lock = threading.Lock()
 
     @property
@@ -217,6 +218,22 @@ class CallerUse:
             total = stored + self._uploading_bytes
         if size >= 0:
             self.check_corpus_bytes(total)
+
+    def count_import(self, size: int, stored: int = 0) -> None:
+        """Counts bytes of a model that is imported and not stored yet; from any thread.
+
+        Args:
+            size: The bytes; negative: these are stored or gone; 0: only checks.
+            stored: Bytes of the caller's models, stored and being trained.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the quota `model_bytes` is used up.
+        """
+        with self._lock:
+            self._importing_bytes += size
+            coming = self._importing_bytes
+        if size >= 0:
+            self.check_model_bytes(stored, coming)
 
     def check_corpus_bytes(self, stored: int) -> None:
         """Checks that a caller may store so many bytes of corpora.

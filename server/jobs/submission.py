@@ -166,6 +166,18 @@ class Submission:
             corpus_bytes=await thread_pools.DATABASE.run(database.corpus_bytes, owner),
         )
 
+    async def promised_model_bytes(self, owner: str) -> int:
+        """Returns the bytes of a caller's models: stored ones, and those that its jobs will store.
+
+        Args:
+            owner: The caller's name.
+
+        Raises:
+            DatabaseError: The database failed.
+        """
+        stored = await self.stored_use(owner)
+        return stored.model_bytes + await thread_pools.DATABASE.run(self._coming_bytes, owner)
+
     async def _check_bytes(self, use: CallerUse, config: TrainConfig) -> int:
         """Checks what a caller keeps already, and will keep.
 

@@ -146,6 +146,19 @@ class MemoryBudget:
         held.resize(size)
         return held
 
+    def check_possible(self, size: int, what: str) -> None:
+        """Checks that bytes will fit once there is nothing else, before much work is done.
+
+        Args:
+            size: How many bytes.
+            what: Their purpose, for messages.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED without RetryInfo: they never fit.
+        """
+        if size > self._most(size):
+            raise self._refusal(size, what)
+
     def on_shortage(self, free: Callable[[int], None]) -> None:
         """Registers a function that is called before a reservation is refused.
 

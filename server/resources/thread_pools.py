@@ -141,6 +141,9 @@ STORE = ThreadPool("store", 4)
 UPLOADS = ThreadPool("uploads", 8)
 """Writing corpora."""
 
+EXPORTS = ThreadPool("exports", 2)
+"""Reading files of models that are sent."""
+
 RETENTION = ThreadPool("retention", 1)
 """Deleting old jobs and corpora."""
 
@@ -166,6 +169,7 @@ ALL = (
     MODELS,
     STORE,
     UPLOADS,
+    EXPORTS,
     RETENTION,
     SETTINGS,
     KEYS,

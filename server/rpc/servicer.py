@@ -9,20 +9,16 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import grpc
-
 from treadle.model import compiled_for
 from treadle.server.access.audit.audited_call import audit_note
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.access.model_rights import check_read, check_write
-from treadle.server.errors import StatusError
 from treadle.server.jobs.job import outlast
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.resources import thread_pools
-from treadle.server.rpc.model_descriptions import ModelDescriptions
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -39,8 +35,11 @@ if TYPE_CHECKING:
     from treadle.server.jobs.submission import Submission
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.rpc.interceptor import Context
+    from treadle.server.rpc.model_descriptions import ModelDescriptions
     from treadle.server.storage.models import ModelStore
     from treadle.server.storage.schema import JobRow
+    from treadle.server.transfer.export_handler import ExportHandler
+    from treadle.server.transfer.import_handler import ImportHandler
     from treadle.server.warmup import Warmup
 
 _JOBS = 100
@@ -68,6 +67,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         generating: Handles Generate.
         scoring: Handles Score, ScoreStream and Embed.
         learning: Handles LearnStream.
+        exporting: Handles ExportModel.
+        importing: Handles ImportModel.
+        descriptions: Describes stored models.
         admission: Counts calls, generated texts and streams.
         control_admission: Counts calls that list and watch.
         budget: Counts the bytes that are kept for callers.
@@ -84,6 +86,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         generating: GenerateHandler,
         scoring: ScoreHandler,
         learning: LearnHandler,
+        exporting: ExportHandler,
+        importing: ImportHandler,
+        descriptions: ModelDescriptions,
         admission: InferenceAdmission,
         control_admission: ControlAdmission,
         budget: MemoryBudget,
@@ -97,11 +102,13 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._generating = generating
         self._scoring = scoring
         self._learning = learning
+        self._exporting = exporting
+        self._importing = importing
         self._admission = admission
         self._control_admission = control_admission
         self._budget = budget
         self._warmup = warmup
-        self._descriptions = ModelDescriptions(model_store, config.max_message_bytes)
+        self._descriptions = descriptions
         self._began = time.monotonic()
 
     async def Train(  # noqa: N802
@@ -269,14 +276,20 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         """Sends the file of a version."""
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "ExportModel is not there yet")
-        yield
+        async for reply in self._exporting.send(request):
+            yield reply
 
     async def ImportModel(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ImportModelRequest], context: Context
     ) -> pb.ImportModelResponse:
         """Stores a file as a new version."""
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "ImportModel is not there yet")
+        with self._control_admission.submissions.admit():
+            imported = await self._importing.take(request_iterator)
+        return pb.ImportModelResponse(
+            model=await thread_pools.LISTS.run(self._descriptions.describe, imported.stored),
+            reused=imported.is_reused,
+            notices=imported.notices,
+        )
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: Context
@@ -298,6 +311,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             inference_running=self._admission.calls.running,
             max_new_tokens_limit=self._config.max_new_tokens_limit,
             max_corpus_bytes=self._config.max_corpus_bytes,
+            max_model_bytes=self._config.max_model_bytes,
             max_message_bytes=self._config.max_message_bytes,
             sessions_running=self._admission.sequences.running,
             session_limit=self._config.session_limit,

@@ -166,6 +166,27 @@ class ModelStore:
             fault = LoadError(error.strerror or "the disk failed")
             raise damaged(name, version, fault) from error
 
+    def find_identical(self, name: str, sha256: str) -> StoredModel | None:
+        """Returns the newest version of a model whose file has a hash; None without one.
+
+        The file is read again, so that a damaged one is not taken for what it should be.
+
+        Args:
+            name: The name of the model.
+            sha256: The hash, in lower-case hexadecimal.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        for version in reversed(self.versions(name)):
+            home = self._models / name / str(version)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+                if model_version.sha256(home) != sha256:
+                    continue
+                if model_version.file_hash(home / MODEL_FILE) == sha256:
+                    return self._stat(name, version)
+        return None
+
     def _newest_of(self, name: str) -> StoredModel:
         for _ in range(2):
             version = max(self._index.numbers(name), default=0)

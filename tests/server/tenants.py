@@ -42,6 +42,8 @@ CORPUS = b"what only the members of team a may know. " * 30
 SHA256 = hashlib.sha256(CORPUS).hexdigest()
 """A corpus of Ann's and its hash."""
 
+NO_MODEL_SHA256 = hashlib.sha256(b"no model").hexdigest()
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -251,6 +253,7 @@ READ_PROBES: dict[str, Callable[..., tuple[str, Any]]] = {
     "GetModel": lambda **ref: ("GetModel", pb.GetModelRequest(**ref)),
     "Generate": lambda **ref: ("Generate", pb.GenerateRequest(max_new_tokens=2, seed=1, **ref)),
     "Score": lambda **ref: ("Score", pb.ScoreRequest(texts=["abc"], **ref)),
+    "ExportModel": lambda **ref: ("ExportModel", pb.ExportModelRequest(**ref)),
     "Embed": lambda **ref: ("Embed", pb.EmbedRequest(texts=["abc"], **ref)),
     "ScoreStream": lambda **ref: (
         "ScoreStream",
@@ -291,6 +294,15 @@ WRITE_PROBES: dict[str, Probe] = {
     ),
     "SetAlias": lambda model: ("SetAlias", pb.SetAliasRequest(model=model, alias="prod")),
     "DeleteAlias": lambda model: ("DeleteAlias", pb.DeleteAliasRequest(model=model, alias="prod")),
+    "ImportModel": lambda model: (
+        "ImportModel",
+        stream(
+            pb.ImportModelRequest,
+            {"spec": pb.ImportModelSpec(model=model)},
+            {"chunk": b"no model"},
+            {"end": pb.ImportModelEnd(size_bytes=8, sha256=NO_MODEL_SHA256)},
+        ),
+    ),
     "LearnStream": lambda model: (
         "LearnStream",
         stream(

@@ -104,11 +104,20 @@ def bases(job: str, state: bytes) -> Iterator[tuple[str, list[Message]]]:
     yield "DeleteModel", [pb.DeleteModelRequest(model="none", version=1)]
     yield "SetAlias", [pb.SetAliasRequest(model="m", alias="a")]
     yield "DeleteAlias", [pb.DeleteAliasRequest(model="m", alias="b")]
+    yield "ExportModel", [pb.ExportModelRequest(model="m", offset=1, sha256="0" * 64)]
+    state_dict = pb.StateDictSpec(tokenizer=pb.TokenizerSpec(), layout=pb.CORPUS_LAYOUT_TEXT)
+    spec = pb.ImportModelSpec(model="new", size_bytes=1, sha256="0" * 64, state_dict=state_dict)
+    yield "ImportModel", [pb.ImportModelRequest(spec=spec)]
+    yield "ImportModel", [pb.ImportModelRequest(vocabulary=pb.VocabularyPart(tokens=["a"]))]
+    yield "ImportModel", [pb.ImportModelRequest(end=pb.ImportModelEnd(size_bytes=1))]
     yield "GetServerInfo", [pb.GetServerInfoRequest()]
 
 
 FIRST: dict[str, Message] = {
     "Train": pb.TrainRequest(spec=tiny_spec("new")),
+    "ImportModel": pb.ImportModelRequest(
+        spec=pb.ImportModelSpec(model="new", state_dict=pb.StateDictSpec())
+    ),
     "ScoreStream": pb.ScoreStreamRequest(spec=pb.ScoreStreamSpec(model="m")),
     "LearnStream": pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m")),
 }

@@ -11,7 +11,7 @@ import pytest
 from treadle.server.access.permissions import PERMISSIONS
 from treadle.v1 import sequence_pb2 as pb
 
-from .tenants import CALLERS, JOB_PROBES, READ_PROBES, Company, upload
+from .tenants import CALLERS, JOB_PROBES, READ_PROBES, WRITE_PROBES, Company, upload
 
 CODES = {
     "O": grpc.StatusCode.OK,
@@ -45,6 +45,8 @@ CELLS: dict[str, tuple[str, Callable[[str], tuple[str, Any]]]] = {
         "DDOODO",
         lambda name: ("DeleteAlias", pb.DeleteAliasRequest(model="team-a-other", alias=name)),
     ),
+    "ExportModel": ("DDOONO", lambda _: READ_PROBES["ExportModel"](model="team-a-names")),
+    "ImportModel": ("DDIIDI", lambda name: WRITE_PROBES["ImportModel"](f"team-a-{name}")),
     "GetJob": ("NNONNO", JOB_PROBES["GetJob"]),
     "WatchJob": ("NNONNO", JOB_PROBES["WatchJob"]),
     "CancelJob": ("DDONNO", JOB_PROBES["CancelJob"]),

@@ -24,6 +24,7 @@ from treadle.server.messages import requests as convert
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Caller, fields_of, tiny_spec
+from .travel import send_model, sha256_of
 
 PROTO = Path(__file__).parents[2] / "proto"
 NAMES_A_DEFAULT = re.compile(r"default|\bempty\b|\b0\b|unset", re.IGNORECASE)
@@ -81,7 +82,7 @@ def call(name: str, **fields: Any) -> Refusal:
 
     def make(caller: Caller) -> object:
         reply = getattr(caller.stub, name)(kind(**fields), timeout=PATIENCE_S)
-        return list(reply) if name in ("Generate", "WatchJob") else reply
+        return list(reply) if name in ("ExportModel", "Generate", "WatchJob") else reply
 
     return make
 
@@ -116,6 +117,14 @@ REQUIRED: dict[str, Refusal] = {
     "DeleteModelRequest.version": call("DeleteModel", model="shared"),
     "SetAliasRequest.model": call("SetAlias", alias="a"),
     "SetAliasRequest.alias": call("SetAlias", model="shared"),
+    "ExportModelRequest.model": call("ExportModel"),
+    "ImportModelSpec.model": stream("ImportModel"),
+    "ImportModelEnd.size_bytes": lambda caller: send_model(
+        caller, b"a", "m", end=pb.ImportModelEnd(sha256=sha256_of(b"a"))
+    ),
+    "ImportModelEnd.sha256": lambda caller: send_model(
+        caller, b"a", "m", end=pb.ImportModelEnd(size_bytes=1)
+    ),
     "DeleteAliasRequest.model": call("DeleteAlias", alias="a"),
     "DeleteAliasRequest.alias": call("DeleteAlias", model="shared"),
 }
@@ -135,9 +144,8 @@ def test_a_call_without_what_it_needs_is_refused(caller: Caller, model: str, nam
     with pytest.raises(grpc.RpcError) as caught:
         REQUIRED[name](caller)
     if caught.value.code() is not grpc.StatusCode.NOT_FOUND:
-        assert [field.removeprefix("spec.") for field in fields_of(caught.value)] == [
-            name.partition(".")[2]
-        ]
+        named = [field.removeprefix("spec.") for field in fields_of(caught.value)]
+        assert [field.removeprefix("end.") for field in named] == [name.partition(".")[2]]
     assert list(caller.stub.GetModel(pb.GetModelRequest(model=model)).versions) == [1]
 
 
@@ -217,7 +225,10 @@ def request_faults(caller: Caller, kind: str, field: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(scalars(optional=True).keys() - {"TrainRequest.corpus_chunk"})
+    "name",
+    sorted(
+        scalars(optional=True).keys() - {"TrainRequest.corpus_chunk", "ImportModelRequest.chunk"}
+    ),
 )
 def test_an_explicit_0_is_a_value_or_is_refused(caller: Caller, model: str, name: str) -> None:
     kind, _, field = name.partition(".")

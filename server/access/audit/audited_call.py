@@ -31,10 +31,12 @@ CHANGING = frozenset(
         "DeleteModel",
         "SetAlias",
         "DeleteAlias",
+        "ExportModel",
         "ImportModel",
     }
 )
-"""The methods of which every call is written down. LearnStream is where it publishes."""
+"""The methods of which every call is written down: they change something, or a model leaves the
+server. LearnStream is where it publishes."""
 
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
