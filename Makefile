@@ -35,7 +35,7 @@ MINUTES ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo examples example-go example-java bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs lock audit sbom image image-test clean
+.PHONY: help venv not-linked demo examples example-go example-java example-browser bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs lock audit sbom image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,13 +51,16 @@ $(STAMP): pyproject.toml $(if $(LINK),,not-linked)
 demo: $(STAMP) ## Train on Shakespeare for a minute, generate, score. Leaves nothing behind.
 	@PATH="$(BIN):$$PATH" examples/demo.sh
 
-examples: example-go example-java ## Run the examples of other languages, where their tools are.
+examples: example-go example-java example-browser ## Run the examples of other languages, where their tools are.
 
 example-go: $(STAMP) ## Build and run the example for Go.
 	@PATH="$(BIN):$$PATH" examples/run.sh go
 
 example-java: $(STAMP) ## Build and run the example for Java.
 	@PATH="$(BIN):$$PATH" examples/run.sh java
+
+example-browser: $(STAMP) ## Build and run the example for the browser.
+	@PATH="$(BIN):$$PATH" examples/run.sh browser
 
 # Peers are measured where they are in this environment, and nothing is installed for it.
 bench: $(STAMP) ## Check the kernels on this machine and measure them: ARGS='--quick --only check,train'

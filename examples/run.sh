@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the example of a language in build/examples and runs it against a server of its own:
-# examples/run.sh go|java. `make examples` runs all of them.
+# examples/run.sh go|java|browser. `make examples` runs all of them.
 #
 # The server listens on a free port of this machine only, keeps its models in a temporary
 # directory, and ends with the example. Where a tool of the language is missing, the example is
@@ -8,12 +8,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-language=${1:?give a language: go or java}
+language=${1:?give a language: go, java or browser}
 out=build/examples/$language
 code=0
-reason=$("examples/$language/build.sh" "$out") || code=$?
+said=$("examples/$language/build.sh" "$out") || code=$?
+if [ "$code" = 0 ] && [ "$language" = browser ]; then
+    # It brings its own server, which has to know where the page is.
+    said=$(python examples/browser/run.py "$out") || code=$?
+    [ "$code" = 0 ] && echo "$said" && exit
+fi
 if [ "$code" = 77 ]; then
-    echo "example-$language is skipped: $reason"
+    echo "example-$language is skipped: $said"
     exit 0
 elif [ "$code" != 0 ]; then
     exit "$code"
