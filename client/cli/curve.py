@@ -128,4 +128,4 @@ def _print(curve: Curve, args: argparse.Namespace, console: Console) -> None:
     height = args.height or LINES
     curve = replace(curve, title=one_line(curve.title))
     for line in draw(curve, width, height, unicode=console.unicode, color=console.color):
-        console.line(line)
+        console.drawn_line(line)

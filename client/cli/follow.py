@@ -81,5 +81,9 @@ def make_report(args: argparse.Namespace, console: Console) -> Report:
         return JsonReport(console, only_completed=args.quiet)
     if args.quiet:
         return QuietReport(console)
+    if console.has_rich:
+        from treadle.client.cli.display.terminal.rich_report import RichReport
+
+        return RichReport(console, in_training_flags)
     report = LiveReport if console.can_overwrite else PlainReport
     return report(console, in_training_flags)

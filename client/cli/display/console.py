@@ -136,7 +136,11 @@ class Console:
         return shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
 
     def line(self, text: str = "") -> None:
-        """Writes a line."""
+        """Writes a line; on a terminal, without characters that control the terminal."""
+        self.drawn_line(printable(text) if self.is_terminal else text)
+
+    def drawn_line(self, text: str) -> None:
+        """Writes a line that has colors."""
         self.out.write(text + "\n")
         self.out.flush()
 

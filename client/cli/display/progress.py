@@ -145,7 +145,7 @@ def plain_line(progress: TrainingProgress, facts: RunFacts) -> str:
         f"step {progress.step:,}{total}",
         f"epoch {progress.epoch:.2f}",
         f"loss {number_text(progress.train_loss)}",
-        *_validation(progress, facts),
+        *validation_parts(progress, facts),
         speed_text(progress.tokens_per_second),
         size_text(progress.memory_bytes) if progress.memory_bytes else "",
         time_text(progress),
@@ -153,7 +153,7 @@ def plain_line(progress: TrainingProgress, facts: RunFacts) -> str:
     return GAP.join(part for part in parts if part)
 
 
-def _validation(progress: TrainingProgress, facts: RunFacts) -> list[str]:
+def validation_parts(progress: TrainingProgress, facts: RunFacts) -> list[str]:
     """Returns the results of a validation, and the baseline to compare them with."""
     if not progress.HasField("valid_loss"):
         return []
@@ -169,7 +169,7 @@ def _validation(progress: TrainingProgress, facts: RunFacts) -> list[str]:
     return [*parts, facts.baseline]
 
 
-def validation_line(validation: ValidationProgress, style: Style) -> str:
+def validation_line(validation: ValidationProgress, style: Style | None = None) -> str:
     """Draws the progress of a validation: "validating  1,200,000 of 30,100,000 tokens  4%"."""
     total = max(validation.tokens_total, 1)
     done = min(1.0, validation.tokens_done / total)
@@ -180,7 +180,8 @@ def validation_line(validation: ValidationProgress, style: Style) -> str:
         f"{validation.tokens_done:,} of {validation.tokens_total:,} tokens",
         f"{done:3.0%}",
     ]
-    return GAP.join(parts)[: style.width - 1]
+    line = GAP.join(parts)
+    return line if style is None else line[: style.width - 1]
 
 
 def valid_text(loss: float, part: str) -> str:

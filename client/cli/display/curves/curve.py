@@ -59,15 +59,15 @@ def gather(events: Iterable[JobEvent], title: str) -> Curve:
                 baseline = event.started.baseline_loss
         elif event.HasField("progress"):
             progress = event.progress
-            _append(train, Point(progress.step, progress.train_loss))
+            append_point(train, Point(progress.step, progress.train_loss))
             if progress.HasField("valid_loss"):
-                _append(valid, Point(progress.step, progress.valid_loss))
+                append_point(valid, Point(progress.step, progress.valid_loss))
     name = f"valid ({facts.valid_part})" if facts.valid_part else "valid"
     return Curve(title, tuple(train), tuple(valid), name, baseline, facts.baseline)
 
 
-def _append(points: list[Point], point: Point) -> None:
-    """Adds a point; a job that resumes from a checkpoint repeats some steps."""
+def append_point(points: list[Point], point: Point) -> None:
+    """Adds a finite point; a job that resumes from a checkpoint repeats some steps."""
     while points and points[-1].step >= point.step:
         points.pop()
     if math.isfinite(point.loss):
