@@ -21,18 +21,30 @@ from treadle.client.cli.display.console import one_line, printable, table
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService
-from .shell import PATIENCE_S, bare_command, environment
+from .shell import PATIENCE_S, bare_command, command, environment
 
 CLEAR = "\r\x1b[K"
 
 
-def watch(address: str, *words: str, width: int = 80, typed: bytes = b"", **changes: str) -> str:
+def watch(
+    address: str,
+    *words: str,
+    width: int = 80,
+    height: int = 24,
+    typed: bytes = b"",
+    rich: bool = False,
+    **changes: str,
+) -> str:
     """Runs a command on a terminal and returns all that it wrote there, what is typed included."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     env = environment(**{"TERM": "xterm", "PYTHONIOENCODING": "utf-8", **changes})
     with subprocess.Popen(
-        bare_command(address, *words), stdin=theirs, stdout=theirs, stderr=theirs, env=env
+        (command if rich else bare_command)(address, *words),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
     ) as process:
         os.close(theirs)
         killer = threading.Timer(PATIENCE_S, process.kill)
