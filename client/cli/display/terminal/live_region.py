@@ -37,17 +37,19 @@ class LiveRegion:
         self._console.begin_live(self._live.stop)
         self._live.start()
 
-    def draw(self, content: RenderableType) -> None:
-        """Draws the lines in place of those before."""
+    def draw(self, content: RenderableType, above: Text | None = None) -> None:
+        """Draws the lines in place of those before.
+
+        Args:
+            content: The lines.
+            above: What is printed above them, and stays.
+        """
         self._take_back_wrapped()
         lines = self._rich.render_lines(content, pad=False)[: max(1, self._rich.height - 1)]
         self._widths = [Segment.get_line_length(line) for line in lines]
-        self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
-
-    def print(self, text: Text) -> None:
-        """Prints text above the lines."""
-        self._take_back_wrapped()
-        self._rich.print(text)
+        self._live.update(SegmentLines(lines, new_lines=True), refresh=above is None)
+        if above is not None:
+            self._rich.print(above)  # draws the lines as well
 
     def close(self) -> None:
         """Removes the lines."""

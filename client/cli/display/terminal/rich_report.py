@@ -42,6 +42,7 @@ class RichReport(PlainReport):
         super().__init__(console, in_flags)
         self._view = TrainingView(curve_rows)
         self._region = LiveRegion(console)
+        self._above: list[Text] = []
         self._drawn_at = 0.0
 
     def __enter__(self) -> Self:
@@ -54,9 +55,12 @@ class RichReport(PlainReport):
         self._view.update(event)
         super().show(event)
         now = time.monotonic()
-        if now - self._drawn_at >= REFRESH_S or not event.HasField("progress"):
+        due = now - self._drawn_at >= REFRESH_S or not event.HasField("progress")
+        if due or self._above:
             self._drawn_at = now
-            self._region.draw(self._view)
+            above = Text("\n").join(self._above) if self._above else None
+            self._above.clear()
+            self._region.draw(self._view, above)
 
     def show_state(self, change: JobStateChange) -> None:
         """Prints a change of state, unless the display has it."""
@@ -81,9 +85,9 @@ class RichReport(PlainReport):
         self._region.draw(self._view)
 
     def print(self, line: str) -> None:
-        """Prints a line above the display."""
+        """Prints a line above the display, with the others of the event."""
         style = "dim" if line.startswith("note:") else ""
-        self._region.print(Text(printable(line), style))
+        self._above.append(Text(printable(line), style))
 
     def close(self) -> None:
         """Removes the display."""
