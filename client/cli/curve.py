@@ -104,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def load(client: Client, job: Job) -> Curve:
     """Returns the losses of a job, from its events so far."""
-    from treadle.client.cli.display.curves.curve import gather
+    from treadle.client.cli.display.curves.job_curve import gather
 
     return gather(_events(client, job), f"{job.model}, job {job.id}")
 

@@ -15,7 +15,6 @@ from treadle.client.cli.display.curves.curve import (
     Axis,
     Curve,
     Point,
-    gather,
     line,
     loss_axis,
     step_axis,
@@ -24,6 +23,7 @@ from treadle.client.cli.display.curves.curve import (
 )
 from treadle.client.cli.display.curves.curve_svg import svg
 from treadle.client.cli.display.curves.curve_text import draw
+from treadle.client.cli.display.curves.job_curve import gather
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import events_of
