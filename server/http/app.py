@@ -22,6 +22,7 @@ from treadle.server.errors import StatusError
 from treadle.server.http import probes
 from treadle.server.http.connect.routes import routes as connect_routes
 from treadle.server.http.errors import HttpError, error_response
+from treadle.server.http.openai.routes import routes as openai_routes
 from treadle.server.http.page.routes import routes as page_routes
 from treadle.server.http.request_body import Bodies
 from treadle.server.http.response_headers import ResponseHeaders
@@ -66,6 +67,7 @@ def http_app(
     routes: list[BaseRoute] = [
         *probes.routes(is_ready),
         *connect_routes(service, bodies),
+        *openai_routes(service, bodies),
         *page_routes(),
     ]
     return Starlette(

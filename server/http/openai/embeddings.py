@@ -1,0 +1,113 @@
+"""`embed` answers `POST /v1/embeddings`: the hidden state after each text as a vector."""
+
+from __future__ import annotations
+
+import base64
+import json
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from treadle.server.errors import StatusError
+from treadle.server.http.openai.choice import Usage
+from treadle.server.http.openai.completion_request import token_ids
+from treadle.server.http.openai.json_fields import JsonFields, is_whole, shown
+from treadle.server.http.openai.model_ids import fingerprint, job_id, model_id, read_model_id
+from treadle.server.http.openai.openai_error import invalid
+from treadle.server.http.openai.rpc_errors import from_status
+from treadle.v1 import sequence_pb2 as pb
+
+if TYPE_CHECKING:
+    from treadle.server.http.openai.exchange import Exchange
+
+_NAMES = {"texts": "input", "tokens": "input", "version": "model", "job": "model"}
+"""The fields of a request by those of Embed that have another name."""
+
+_MOST_LISTS = 100
+"""The most texts of one request that are given as ids of tokens: each is a call."""
+
+
+async def embed(exchange: Exchange) -> Response:
+    """Returns the response to a request.
+
+    Raises:
+        OpenAIError: The request is refused or fails.
+        StatusError: The caller is not known, or the body is not there.
+    """
+    fields = JsonFields(await exchange.json())
+    reference = read_model_id(fields.text("model"))
+    texts, lists = _input(fields)
+    in_base64 = fields.word("encoding_format", ("float", "base64")) == "base64"
+    dimensions = fields.whole("dimensions", 1, 2**31)
+    all_layers = fields.flag("all_layers")
+    fields.any("user")
+    fields.end()
+    try:
+        name, mark, named = await _resolve(exchange, reference.fields())
+        requests = [pb.EmbedRequest(texts=texts)] if texts else []
+        requests += [pb.EmbedRequest(tokens=tokens) for tokens in lists]
+        embeddings = list[pb.Embedding]()
+        for request in requests:
+            request.MergeFrom(pb.EmbedRequest(**named, all_layers=all_layers))
+            reply = await exchange.call("Embed", request)
+            embeddings += reply.embeddings
+            size = len(embeddings[0].values)
+            if dimensions not in (None, size):
+                text = f"dimensions must be {size}, the length of this model's vectors"
+                raise invalid("dimensions", f"{text}, or left out")
+    except StatusError as error:
+        raise from_status(error, _NAMES) from None
+    tokens = sum(embedding.token_count for embedding in embeddings)
+    usage = Usage(prompt_tokens=tokens)
+    data = ",".join(
+        f'{{"object":"embedding","index":{index},"embedding":{_vector(embedding, in_base64)}}}'
+        for index, embedding in enumerate(embeddings)
+    )
+    head = json.dumps({"object": "list", "model": name, "system_fingerprint": mark})
+    counts = f'{{"prompt_tokens":{usage.prompt_tokens},"total_tokens":{usage.prompt_tokens}}}'
+    body = f'{head[:-1]}, "data":[{data}],"usage":{counts}}}'
+    return Response(body.encode(), media_type="application/json")
+
+
+async def _resolve(
+    exchange: Exchange, fields: dict[str, Any]
+) -> tuple[str, str | None, dict[str, Any]]:
+    """Returns the id of the weights, what identifies them, and the fields that name them."""
+    if "job" in fields:
+        return job_id(fields["job"]), None, fields
+    model = (await exchange.call("GetModel", pb.GetModelRequest(**fields))).model
+    named = {"model": model.name, "version": model.version}
+    return model_id(model.name, model.version), fingerprint(model), named
+
+
+def _input(fields: JsonFields) -> tuple[list[str], list[list[int]]]:
+    """Returns the texts to embed, and those that are given as ids of tokens."""
+    value = fields.any("input")
+    if isinstance(value, str):
+        return [fields.as_text(value, "input")], []
+    if not isinstance(value, list) or not value:
+        forms = "a string, an array of strings, of token ids, or of arrays of token ids"
+        what = "an empty array" if isinstance(value, list) else shown(value)
+        raise invalid("input", f"input must be {forms}, not {what}")
+    if is_whole(value[0]):
+        return [], [token_ids(value, "input")]
+    if isinstance(value[0], str):
+        return [fields.as_text(item, "input") for item in value], []
+    if len(value) > _MOST_LISTS:
+        text = f"input has {len(value):,} arrays of token ids, and may have {_MOST_LISTS}"
+        raise invalid("input", f"{text}: send fewer at once, or texts")
+    lists = list[list[int]]()
+    for index, item in enumerate(value):
+        if not isinstance(item, list):
+            raise invalid("input", f"input[{index}] must be an array of token ids")
+        lists.append(token_ids(item, f"input[{index}]"))
+    return [], lists
+
+
+def _vector(embedding: pb.Embedding, in_base64: bool) -> str:
+    """Returns a vector as JSON: its float32 numbers, or their bytes in base64."""
+    if in_base64:
+        numbers = array("f", embedding.values)
+        return f'"{base64.b64encode(numbers.tobytes()).decode()}"'
+    return f"[{','.join(map(repr, embedding.values))}]"
