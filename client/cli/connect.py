@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.display.console import printable
-from treadle.client.cli.options.shared import given_options
+from treadle.client.cli.options.option import given_options
 from treadle.client.errors import InputError, TreadleError
 
 if TYPE_CHECKING:

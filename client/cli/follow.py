@@ -21,6 +21,7 @@ def follow(
     args: argparse.Namespace,
     console: Console,
     upload: TransferProgress | None = None,
+    report: Report | None = None,
 ) -> None:
     """Shows each event as it arrives, up to the end of the job.
 
@@ -29,11 +30,12 @@ def follow(
         args: The command line.
         console: The output.
         upload: The progress of the upload, which is over at the first event.
+        report: How to show the events; by default as the options say.
 
     Raises:
         ServerError: The job failed, was paused or cancelled, or is out of reach.
     """
-    report = make_report(args, console)
+    report = report or make_report(args, console)
     console.interruption = partial(interruption, training)
     training.on_break = report.show_break
     try:

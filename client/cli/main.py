@@ -33,12 +33,14 @@ from treadle.client.cli import (
     watch,
 )
 from treadle.client.cli.display.console import Console, printable
+from treadle.client.cli.local import run, serve
 from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
 from treadle.client.errors import NotFoundError, ServerError, TreadleError
 
 COMMANDS = (
+    run,
     train,
     jobs,
     watch,
@@ -51,6 +53,7 @@ COMMANDS = (
     models,
     info,
     config,
+    serve,
 )
 """The modules of the commands, in the order of the help."""
 
@@ -126,6 +129,7 @@ def _interruptible(console: Console) -> Iterator[None]:
         with contextlib.suppress(OSError):
             console.restore()
             os.write(sys.stderr.fileno(), f"treadle: {console.interruption()}\n".encode())
+        console.before_exit()
         os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, end)

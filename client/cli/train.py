@@ -17,10 +17,10 @@ from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.transfer_progress import TransferProgress
 from treadle.client.cli.follow import follow, interruption
 from treadle.client.cli.input.text_input import input_name, open_input
+from treadle.client.cli.options.option import given_options
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
-    given_options,
 )
 from treadle.client.cli.options.train_options import add_train_options
 from treadle.client.errors import InputError

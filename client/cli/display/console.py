@@ -32,6 +32,10 @@ def _interrupted() -> str:
     return "interrupted"
 
 
+def _do_nothing() -> None:
+    """Does nothing before an exit by default."""
+
+
 def _names_of_python() -> ArgumentNames:
     """Returns the names of arguments by default."""
     return PYTHON
@@ -60,6 +64,8 @@ class Console:
         """Whether the line of the cursor is to be cleared."""
         self.interruption: Callable[[], str] = _interrupted
         """Returns the message after a Ctrl-C."""
+        self.before_exit: Callable[[], None] = _do_nothing
+        """Called after a Ctrl-C, before the process ends."""
         self.argument_names: Callable[[], ArgumentNames] = _names_of_python
         """Returns the command's names for the arguments that an error may name."""
         self.unicode = (out.encoding or "").lower().replace("-", "") == "utf8"

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """The exit code after a Ctrl-C."""
@@ -69,7 +70,6 @@ def converse(take: Callable[[str], bool], stop: Callable[[], None]) -> int:
         return INTERRUPTED
     except _Terminated as ending:
         _end_line()
-        signal.signal(ending.number, signal.SIG_DFL)
         os.kill(os.getpid(), ending.number)
     return 0
 
@@ -100,6 +100,8 @@ class _Signals:
         self._prompting = False
         self._replying = False
         self._replies = 0
+        self._before: dict[int, Any] = {}
+        """The handlers of signals before the conversation."""
         # A signal handler may put into a SimpleQueue. The queue holds numbers of interrupted
         # replies; 0 ends the thread.
         self._interrupts: SimpleQueue[int] = SimpleQueue()
@@ -110,7 +112,8 @@ class _Signals:
         stopper = threading.Thread(target=self._stop_replies, daemon=True)
         stopper.start()
         ending = [getattr(signal, name) for name in _ENDING_SIGNALS if hasattr(signal, name)]
-        before = {signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt)}
+        before = self._before
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_interrupt)
         for number in ending:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
                 before[number] = signal.signal(number, self._on_terminate)
@@ -149,7 +152,7 @@ class _Signals:
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         if self._prompting:
             raise _Terminated(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, self._before.get(number) or signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     def _stop_replies(self) -> None:

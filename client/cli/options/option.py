@@ -1,4 +1,4 @@
-"""`add_option` adds an option whose help states its meaning, its range and its default."""
+"""`add_option` adds an option whose help says everything; `given_options` returns those given."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def add_option(
     text = f"{meaning} ({'; '.join(notes)})" if notes else meaning
     flags = [flag, also] if also else [flag]
     return group.add_argument(*flags, help=text, default=argparse.SUPPRESS, **settings)
+
+
+def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
+    """Returns the options of a TypedDict that were given."""
+    return {name: vars(args)[name] for name in options.__annotations__ if name in vars(args)}

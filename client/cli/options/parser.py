@@ -68,6 +68,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings, allow_abbrev=False)
         self.on_fill: Fill | None = None
         """Adds the arguments, once."""
+        self.takes_every_word = False
+        """Whether all that follows the command is `words`, as another program will read them."""
         self._words: list[str] = []
         """The words that are parsed."""
 
@@ -94,6 +96,10 @@ class Parser(argparse.ArgumentParser):
             The parsed arguments, and those that are unknown.
         """
         self._words = list(sys.argv[1:] if args is None else args)
+        if self.takes_every_word:
+            parsed, _ = super().parse_known_args([], namespace)
+            parsed.words = self._words
+            return parsed, []
         parsed, rest = super().parse_known_args(args, namespace)
         if "parser" not in parsed:  # the parser of the command, or of its action, sets it first
             parsed.parser = self

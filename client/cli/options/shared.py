@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.option import add_option
@@ -146,11 +145,6 @@ def add_encoding(parser: argparse._ActionsContainer) -> None:
         default="utf-8",
         help="the encoding of the file or standard input: latin-1, utf-16, ... (default: utf-8)",
     )
-
-
-def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
-    """Returns the options of a TypedDict that were given."""
-    return {name: vars(args)[name] for name in options.__annotations__ if name in vars(args)}
 
 
 def add_follow(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,1 @@
+"""Commands that start a server on this machine: `treadle serve` and `treadle run`."""
