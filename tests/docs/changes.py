@@ -131,6 +131,18 @@ NOT_RUN = [
     ),
     NotRun("docs/client.md", "grpcurl -cacert", "needs such a server, and grpcurl"),
     NotRun("docs/client.md", "npm ci", "needs a network: tests/client/test_node_example.py"),
+    NotRun(
+        "docs/other-languages.md",
+        "make example-go",
+        "tests/client/test_compiled_examples.py and test_browser_example.py",
+    ),
+    NotRun("docs/other-languages.md", "go mod tidy", "needs a network"),
+    NotRun("docs/other-languages.md", "gradle run", "needs a network, and Gradle"),
+    NotRun(
+        "docs/other-languages.md",
+        "python -m http.server",
+        "needs a network: tests/client/test_browser_example.py",
+    ),
 ]
 
 ENDLESS = [
