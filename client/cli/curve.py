@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from treadle.client.cli.connect import connect, find_job
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.output_file import check_output, write_output
+from treadle.client.cli.follow import follow
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_job
 from treadle.client.errors import InputError, TreadleError
@@ -63,17 +64,27 @@ def add_parsers(commands: Commands) -> None:
         help=f"lines of the terminal (8 to 1000; default: {LINES}), or pixels of --out "
         f"(160 to 8192; default: {PICTURE_HEIGHT})",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="draw again and again until the job ends; needs a terminal and the extra [cli]",
+    )
     add_connection(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Draws the curve of a job as it is now."""
+    """Draws the curve of a job as it is now, or until the job has ended."""
     _check(args)
+    if args.live:
+        _check_live(args, console)
     if args.out is not None:
         check_output(args.out)
     with connect(args) as client:
         job = find_job(client, args.job)
+        if args.live:
+            _watch(args, client, job, console)
+            job = client.get_job(job.id)
         curve = load(client, job)
     if not curve.points:
         raise TreadleError(f"job {job.id} has no losses yet: there is nothing to draw")
@@ -100,6 +111,29 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and not low <= value <= high:
             raise InputError(f"--{option} cannot be {value}: it is {low} to {high} {unit}")
+
+
+def _check_live(args: argparse.Namespace, console: Console) -> None:
+    """Checks that a curve can be drawn again and again.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if args.out is not None:
+        raise InputError("--live draws in the terminal: leave --out out")
+    if not console.has_rich:
+        raise InputError(
+            "--live needs a terminal with color and the extra [cli] (pip install 'treadle[cli]'); "
+            "`treadle watch` shows the losses as lines"
+        )
+
+
+def _watch(args: argparse.Namespace, client: Client, job: Job, console: Console) -> None:
+    """Draws the curve of a job until the job ends."""
+    from treadle.client.cli.display.terminal.rich_report import RichReport
+
+    with client.watch(job.id) as training:
+        follow(training, args, console, report=RichReport(console, only_curve=True))
 
 
 def load(client: Client, job: Job) -> Curve:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from treadle.client.cli.connect import connect, find_job
@@ -33,12 +34,18 @@ PAUSE_TIMEOUT_S = 60.0
 
 _POLL_S = 0.2
 
+FOLLOW_S = 1.0
+"""Seconds between two lists of --follow."""
+
 DAY_S = 86_400
 
 OUTCOMES = {"cancel": "cancelled", "pause": "paused"}
 
 MIN_ID_CHARACTERS = 6
 """Characters of an id that an action needs to end a job."""
+
+DROP = (5, 3, 4)
+"""The columns that a narrow terminal leaves out, the first one first."""
 
 HEAD = ("id", "model", "state", "step", "loss", "age")
 
@@ -80,6 +87,13 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="list training jobs, newest first (default)")
     for each in (parser, listing):
         add_flags(each, "jobs", OPTIONS)
+        each.add_argument(
+            "--follow",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="list again every second until q or Ctrl-C; what is no terminal with the extra "
+            "[cli] gets a plain row for each change",
+        )
         each.set_defaults(run=run_list)
     added = [parser, listing]
     for action, text in ACTIONS.items():
@@ -95,15 +109,44 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
 def run_list(args: argparse.Namespace, console: Console) -> None:
     """Lists jobs, newest first."""
     with connect(args) as client:
-        jobs = client.jobs(getattr(args, "states", ()), model=getattr(args, "of_model", ""))
+        if "follow" in args:
+            _follow(args, client, console)
+            return
+        jobs = _jobs(args, client)
         if output_format(args) != "table":
             print_rows(jobs, PLAIN_COLUMNS, output_format(args), console)
             return
         rows = [_row(job) for job in jobs]
     if rows:
-        print_table(console, HEAD, rows, left=3, cut=1, drop=(5, 4, 3))
+        print_table(console, HEAD, rows, left=3, cut=1, drop=DROP)
     else:
         console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
+
+
+def _jobs(args: argparse.Namespace, client: Client, page_size: int = 0) -> Iterator[Job]:
+    """Yields the requested jobs, newest first."""
+    states = getattr(args, "states", ())
+    return client.jobs(states, model=getattr(args, "of_model", ""), page_size=page_size)
+
+
+def _follow(args: argparse.Namespace, client: Client, console: Console) -> None:
+    """Lists jobs again and again: in place, or each one that has changed."""
+    if console.has_rich and output_format(args) == "table":
+        from treadle.client.cli.display.terminal.live_jobs import show_jobs
+
+        def load(most: int) -> list[tuple[str, ...]]:
+            return [_row(job) for job in islice(_jobs(args, client, min(most, 1000)), most)]
+
+        show_jobs(console, HEAD, load, DROP)
+        return
+    output = "json" if output_format(args) == "json" else "plain"
+    seen: dict[str, bytes] = {}
+    while True:
+        jobs = list(_jobs(args, client))
+        changed = [job for job in jobs if seen.get(job.id) != job.SerializeToString()]
+        print_rows(reversed(changed), PLAIN_COLUMNS, output, console)
+        seen = {job.id: job.SerializeToString() for job in jobs}
+        time.sleep(FOLLOW_S)
 
 
 def _row(job: Job) -> tuple[str, ...]:

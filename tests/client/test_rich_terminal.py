@@ -114,7 +114,7 @@ def test_lists_and_details_are_tables(server: FakeServer, service: FakeService) 
     assert "stored" in models
     assert "too narrow for" not in models
     narrow = ESCAPES.sub("", watch(server.address, "models", width=40, rich=True))
-    assert "too narrow for: network, tokens," in narrow
+    assert "too narrow for: tokens, vocabulary," in narrow
     assert all(cell_len(line) <= 40 for line in narrow.splitlines())
     seen = watch(server.address, "jobs", rich=True)
     assert "\x1b[32msucceeded" in seen

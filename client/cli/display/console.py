@@ -13,6 +13,7 @@ from typing import TextIO
 from treadle.client.argument_names import PYTHON, ArgumentNames
 
 FALLBACK_WIDTH = 80
+FALLBACK_HEIGHT = 24
 
 GAP = "  "
 """The text between the columns of a table."""
@@ -121,8 +122,10 @@ class Console:
 
     def restore(self) -> None:
         """Removes what is drawn, after a Ctrl-C; the write under way may never end."""
-        if self.has_live_line and self.descriptor is not None:
-            os.write(self.descriptor, CLEAR_LINE.encode())
+        for console in (self, self.__dict__.get("errors", self)):
+            if console.has_live_line and console.descriptor is not None:
+                os.write(console.descriptor, CLEAR_LINE.encode())
+                console.has_live_line = False
         for end in self._live:
             with contextlib.suppress(Exception):
                 end()
@@ -139,7 +142,12 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal, as they are now."""
-        return shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
+        return shutil.get_terminal_size((FALLBACK_WIDTH, FALLBACK_HEIGHT)).columns
+
+    @property
+    def height(self) -> int:
+        """Lines of the terminal, as they are now."""
+        return shutil.get_terminal_size((FALLBACK_WIDTH, FALLBACK_HEIGHT)).lines
 
     def line(self, text: str = "") -> None:
         """Writes a line; on a terminal, without characters that control the terminal."""

@@ -1,4 +1,10 @@
-"""`draw` draws a loss curve in characters for a terminal: braille dots, or plain ASCII."""
+"""`draw` draws a loss curve in characters for a terminal: braille dots, or plain ASCII.
+
+It is code of our own on purpose. plotext 6 was compared with it: it takes 0.2 s to import and ten
+times as long to draw, keeps its figure in global state, paints its own background, writes control
+characters of a title to the terminal, and has neither this ASCII form nor the axes that the SVG
+shares.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +28,9 @@ MIN_ROWS = 3
 
 HEAD_AND_FOOT = 4
 """Lines of title, axis, its labels and the legend."""
+
+LEGEND_GAP = "   "
+UNIT = "   (nats per token, by step)"
 
 # The bits of the eight dots of a braille character, by row and column (Unicode, U+2800).
 BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -105,7 +114,7 @@ def draw(curve: Curve, width: int, height: int, *, unicode: bool, color: bool) -
         curve.title,
         *_with_losses(area, losses, label, marks),
         *_step_lines(steps, columns, label, marks),
-        _legend(curve, marks, color=color),
+        _legend(curve, marks, width, color=color),
     ]
 
 
@@ -172,14 +181,15 @@ def _step_lines(steps: Axis, columns: int, label: int, marks: Marks) -> list[str
     return [indent[:-1] + marks.corner + "".join(axis), (indent + "".join(below)).rstrip()]
 
 
-def _legend(curve: Curve, marks: Marks, *, color: bool) -> str:
-    """Returns the legend."""
+def _legend(curve: Curve, marks: Marks, width: int, *, color: bool) -> str:
+    """Returns the legend; the unit is left out where the line would be too long."""
     items = [(TRAIN, marks.train, "train")]
     if curve.valid:
         items.append((VALID, marks.valid, curve.valid_name))
     if curve.baseline is not None:
         items.append((BASELINE, marks.baseline * 2, curve.baseline_name))
-    drawn = [
-        f"{paint}{mark}{RESET} {name}" if color else f"{mark} {name}" for paint, mark, name in items
-    ]
-    return "   ".join(drawn) + "   (nats per token, by step)"
+    plain = LEGEND_GAP.join(f"{mark} {name}" for _, mark, name in items)
+    unit = UNIT if len(plain + UNIT) <= width else ""
+    if not color:
+        return plain + unit
+    return LEGEND_GAP.join(f"{paint}{mark}{RESET} {name}" for paint, mark, name in items) + unit

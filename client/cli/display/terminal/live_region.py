@@ -57,14 +57,20 @@ class LiveRegion:
         self._live.stop()
         self._console.end_live()
 
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether the terminal has become narrower than the lines."""
+        return any(width > self._rich.width for width in self._widths)
+
     def _take_back_wrapped(self) -> None:
         """Clears the lines if a narrower terminal has wrapped them, and so made more of them.
 
         Afterwards the cursor is as many lines below the first one as rich expects.
         """
+        if not self.is_wrapped:
+            return
         columns = max(1, self._rich.width)
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        if rows > len(self._widths):
-            down = "\n" * (len(self._widths) - 1)
-            self._console.out.write(f"\r\x1b[{rows - 1}A\x1b[J{down}")
-            self._widths = [min(width, columns) for width in self._widths]
+        down = "\n" * (len(self._widths) - 1)
+        self._console.out.write(f"\r\x1b[{rows - 1}A\x1b[J{down}")
+        self._widths = [min(width, columns) for width in self._widths]

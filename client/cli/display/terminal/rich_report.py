@@ -30,17 +30,19 @@ class RichReport(PlainReport):
     Args:
         console: The terminal.
         in_flags: Replaces names of fields in a sentence by flags.
-        curve_rows: Rows of the curve; 0 fills the terminal.
+        only_curve: Whether the curve fills the terminal, and nothing stays above it.
     """
 
     def __init__(
         self,
         console: Console,
         in_flags: Callable[[str], str] = str,
-        curve_rows: int = CURVE_ROWS,
+        *,
+        only_curve: bool = False,
     ) -> None:
         super().__init__(console, in_flags)
-        self._view = TrainingView(curve_rows)
+        self._view = TrainingView(0 if only_curve else CURVE_ROWS)
+        self._only_curve = only_curve
         self._region = LiveRegion(console)
         self._above: list[Text] = []
         self._drawn_at = 0.0
@@ -86,6 +88,8 @@ class RichReport(PlainReport):
 
     def print(self, line: str) -> None:
         """Prints a line above the display, with the others of the event."""
+        if self._only_curve:
+            return
         style = "dim" if line.startswith("note:") else ""
         self._above.append(Text(printable(line), style))
 

@@ -17,7 +17,7 @@ from treadle.client.cli.display.terminal.rich_console import rich_console
 GAP = 2
 """Columns between two columns of a table."""
 
-PREFERRED_CELL = 20
+PREFERRED_CELL = 12
 """Columns are left out before a cell is cut to less than this."""
 
 LEAST_CELL = 6
@@ -85,7 +85,7 @@ def table_of(
 
 def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
     """Returns the columns that a table takes."""
-    return sum(widths[i] for i in shown) + GAP * len(shown)
+    return sum(widths[i] for i in shown) + GAP * (len(shown) - 1)
 
 
 def _style(cell: str) -> str:
