@@ -12,6 +12,7 @@ SLOW_FILES = (
     "tests/server/test_durability.py",
     "tests/client/test_cases.py",
     "tests/server/test_training.py",
+    "tests/server/test_page.py",
     "tests/docs/test_readme.py",
     "tests/benchmarks/test_bench.py",
     "tests/docs/test_pages.py",

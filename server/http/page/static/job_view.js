@@ -51,6 +51,7 @@ class JobView {
 
   begin(job) {
     this.job = job;
+    this.described = Number(job.lastSequence ?? 0);
     setText(this.heading, job.model);
     this.heading.after(this.state);
     const owner = job.owner ? `, of ${job.owner}` : "";
@@ -124,7 +125,8 @@ class JobView {
       this.validation = null;
     }
     if (event.validation) this.validation = event.validation;
-    if (event.state) {
+    // What the job was before it was described is history.
+    if (event.state && Number(event.sequence) > this.described) {
       const { state, reason } = event.state;
       if (this.job.state !== state) announce(`The job is ${word(state, "JOB_STATE_")}.`);
       this.job.state = state;

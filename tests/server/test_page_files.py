@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from treadle.server.http.page.routes import routes
 from treadle.server.http.page.static_files import static_files
 
-STATIC = Path(__file__).parents[3] / "server/http/page/static"
+STATIC = Path(__file__).parents[2] / "server/http/page/static"
 MOST_BYTES = 200_000
 
 
