@@ -67,13 +67,14 @@ class TokenFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
+        self.path = os.fspath(path)
+        """The file."""
         self._read_as: tuple[int, ...] = ()
         self._token = ""
         self()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._path!r})"
+        return f"{type(self).__name__}({self.path!r})"
 
     def __call__(self) -> str:
         """Returns the token that the file holds now.
@@ -82,17 +83,17 @@ class TokenFile:
             InputError: The file cannot be read, or holds no token.
         """
         try:
-            status = os.stat(self._path)
+            status = os.stat(self.path)
             found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if found != self._read_as:
-                with open(self._path, encoding="ascii") as file:
+                with open(self.path, encoding="ascii") as file:
                     text = file.read(2 * MAX_TOKEN_CHARACTERS)
-                self._token = check_token(text, f"token_file {self._path!r}")
+                self._token = check_token(text, f"token_file {self.path!r}")
                 self._read_as = found
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not ASCII"
             raise InputError(
-                f"token_file {self._path!r} cannot be read: {reason}", argument="token_file"
+                f"token_file {self.path!r} cannot be read: {reason}", argument="token_file"
             ) from None
         return self._token
 

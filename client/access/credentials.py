@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import grpc
 
-from treadle.client.access.bearer_token import BearerToken, TokenSource
+from treadle.client.access.bearer_token import BearerToken, TokenFile, TokenSource
 from treadle.client.access.tls import AnyPath, tls_credentials
 from treadle.client.address import is_loopback
 from treadle.client.errors import InputError
@@ -80,6 +80,7 @@ class Credentials:
             has_certificate=cert_file is not None,
             has_token=token is not None,
             renews_token=callable(token),
+            token_file=token.path if isinstance(token, TokenFile) else "",
         )
 
     def open_channel(self, options: Sequence[tuple[str, int]]) -> grpc.Channel:

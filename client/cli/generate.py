@@ -10,6 +10,7 @@ from treadle.client.cli.connect import connect, request_options
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.output_file import write_output
+from treadle.client.cli.display.quota_notice import QuotaNotice
 from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.generate_many import add_items, print_items, wants_items
 from treadle.client.cli.input.text_input import read_text
@@ -103,9 +104,11 @@ def _print_one(
     """
     path = save_path(options, STATE_FIELD)
     broken: OSError | None = None
+    notice = QuotaNotice(client.server_info, on_terminal=console.is_terminal)
     with client.generate(args.model or "", prompt, **options) as generation:
         try:
-            _print_pieces(generation, args, console)
+            with notice:
+                _print_pieces(generation, notice, args, console)
         except OSError as error:
             broken = error
             if path is None:
@@ -119,12 +122,14 @@ def _print_one(
         print(*_summary(generation, result), sep="\n", file=sys.stderr)
 
 
-def _print_pieces(generation: Generation, args: argparse.Namespace, console: Console) -> None:
+def _print_pieces(
+    generation: Generation, notice: QuotaNotice, args: argparse.Namespace, console: Console
+) -> None:
     """Prints each piece, or each of the server's messages, as it arrives."""
     if getattr(args, "json", False):
-        _print_json(generation, console)
+        _print_json(generation, notice, console)
         return
-    for piece in generation:
+    for piece in notice.over(generation):
         console.text(piece)
     if not args.no_newline:
         console.text("\n")
@@ -136,11 +141,11 @@ def _prints_more(options: dict[str, Any]) -> bool:
     return any(name in options for name in more)
 
 
-def _print_json(generation: Generation, console: Console) -> None:
+def _print_json(generation: Generation, notice: QuotaNotice, console: Console) -> None:
     """Prints each of the server's messages as it arrives."""
     from treadle.client.cli.display.json_lines import to_line
 
-    for response in generation.responses():
+    for response in notice.over(generation.responses()):
         console.line(to_line(response))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.numbers import number_text
+from treadle.client.cli.display.quota_notice import QuotaNotice
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -71,8 +72,8 @@ def print_items(
         max_tries=args.max_tries,
         **options,
     )
-    with items:
-        for text in items:
+    with items, QuotaNotice(client.server_info) as notice:
+        for text in notice.over(items):
             console.line(_line(text, args, console))
     if items.missing:
         print(

@@ -22,6 +22,8 @@ class Peer:
     """Whether the client sends a token."""
     renews_token: bool = False
     """Whether the next call may have another token."""
+    token_file: str = ""
+    """The file of the token, if it comes from one."""
 
 
 # gRPC's messages about a connection, and their meaning. The first match counts, and "failed to

@@ -79,6 +79,20 @@ def from_rpc_error(error: grpc.RpcError, peer: Peer | str, request_id: str = "")
     return found
 
 
+def _token_sentence(details: str, peer: Peer) -> str:
+    """Returns a sentence about a token that the server refuses, with the file that has it."""
+    file = f" in {peer.token_file!r}" if peer.token_file else ""
+    if _NO_TOKEN in details:
+        return (
+            f"the token{file} is not one of the server at {peer.address}, which `treadle-server "
+            "token create` prints; perhaps it was cut"
+        )
+    return f"{details} (the token is the one{file})" if file else details
+
+
+_NO_TOKEN = "is not 'Bearer TOKEN' with a token of this server"
+"""The part of a server's message about the form of a token: it names metadata, not a file."""
+
 _TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)", re.IGNORECASE)
 """gRPC's message about a message that is too large for one side."""
 
@@ -102,6 +116,8 @@ def _sentence(code: str, details: str, peer: Peer, interface: ArgumentNames) -> 
     if code == "UNAUTHENTICATED" and not (peer.has_token or peer.has_certificate):
         remedy = "--token-file, or set TREADLE_TOKEN" if interface.are_flags else "token"
         return f"the server at {address} serves known callers only: give {remedy}"
+    if code == "UNAUTHENTICATED" and peer.has_token and details:
+        return _token_sentence(details, peer)
     if code == "RESOURCE_EXHAUSTED" and (sizes := _TOO_LARGE.search(details)):
         size, most = (int(number) for number in sizes.groups())
         stream = "`treadle score-stream`" if interface.are_flags else "`score_stream`"

@@ -395,6 +395,33 @@ class TestRefusals:
         ):
             client.generate_text("m")
 
+    def test_the_file_of_a_token_is_named(
+        self, server: FakeServer, service: FakeService, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "secret.txt"
+        path.write_text("password123")
+        service.failure = status(
+            code_pb2.UNAUTHENTICATED,
+            "the metadata 'authorization' is not 'Bearer TOKEN' with a token of this server, ...",
+        )
+        path.chmod(0o600)
+        said = complaint(run(server.address, "--token-file", str(path), "info"), 1)
+        assert said == (
+            f"treadle: the token in '{path}' is not one of the server at {server.address}, which "
+            "`treadle-server token create` prints; perhaps it was cut"
+        )
+        with (
+            Client(server.address, token="password123") as client,
+            pytest.raises(UnauthenticatedError, match=r"^the token is not one of the server at"),
+        ):
+            client.server_info()
+        service.failure = status(code_pb2.UNAUTHENTICATED, "the token has expired")
+        with (
+            Client(server.address, token=TokenFile(path)) as client,
+            pytest.raises(UnauthenticatedError, match=r"has expired \(.* the one in '.*txt'\)$"),
+        ):
+            client.server_info()
+
     def test_a_quota(self, client: Client, service: FakeService) -> None:
         violation = error_details_pb2.QuotaFailure.Violation
         failure = error_details_pb2.QuotaFailure(

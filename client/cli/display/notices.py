@@ -9,12 +9,17 @@ from treadle.client.cli.display.console import printable
 from treadle.client.cli.display.numbers import share_text
 
 
-def print_notice(text: str) -> None:
-    """Writes a sentence to standard error, which may be closed."""
+def print_notice(text: str, before: str = "") -> None:
+    """Writes a sentence to standard error, which may be closed.
+
+    Args:
+        text: The sentence.
+        before: What ends the line that the cursor is on.
+    """
     if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
-        print(f"treadle: {printable(text)}", file=sys.stderr, flush=True)
+        print(f"{before}treadle: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def print_unknown_share(unknown: int, tokens: int) -> None:
