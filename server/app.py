@@ -75,6 +75,7 @@ from treadle.server.telemetry.loop_lag import measure_loop_lag
 from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.server.transfer.export_handler import ExportHandler
 from treadle.server.transfer.import_handler import ImportHandler
+from treadle.server.uploads.file_handler import FileHandler
 from treadle.server.warmup import Warmup
 from treadle.v1 import sequence_pb2_grpc
 
@@ -242,6 +243,14 @@ class App:
             exporting,
             importing,
             descriptions,
+            FileHandler(
+                self._data_dir,
+                self._jobs,
+                _upload_limits(config, config.max_corpus_bytes),
+                quotas,
+                control_admission,
+                config.max_message_bytes,
+            ),
             self._admission,
             control_admission,
             self._budget,

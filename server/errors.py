@@ -70,6 +70,7 @@ CODES: dict[type[ModelError], grpc.StatusCode] = {
 """The status code of every error of the model package."""
 
 JOB_RESOURCE = "treadle.v1.Job"
+FILE_RESOURCE = "treadle.v1.File"
 CORPUS_RESOURCE = "treadle.v1.CorpusFile"
 MODEL_RESOURCE = "treadle.v1.Model"
 """The type of resource that ResourceInfo names."""
@@ -162,6 +163,12 @@ def job_damaged(job: str, fault: str) -> StatusError:
 def job_not_found(job: str) -> StatusError:
     """Returns NOT_FOUND for a job."""
     return _missing(f"there is no job {job!r}", JOB_RESOURCE, job)
+
+
+def file_not_found(file: str) -> StatusError:
+    """Returns NOT_FOUND for a file."""
+    shown = shorten(file, _MAX_FIELD_BYTES)
+    return _missing(f"there is no file {shown!r}", FILE_RESOURCE, file)
 
 
 def already_exists(message: str, job: str) -> StatusError:

@@ -28,6 +28,11 @@ PERMISSIONS = {
     "DeleteAlias": Role.TRAINER,
     "ExportModel": Role.TRAINER,
     "ImportModel": Role.TRAINER,
+    "UploadFile": Role.TRAINER,
+    "ListFiles": Role.READER,
+    "GetFile": Role.READER,
+    "ReadFile": Role.READER,
+    "DeleteFile": Role.TRAINER,
     "GetServerInfo": Role.READER,
 }
 """The least role for each method of the service."""

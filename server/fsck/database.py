@@ -265,6 +265,16 @@ def _version_owner(values: Values) -> str:
     return f"the owner of {what} is damaged; the record is left out"
 
 
+def _file(values: Values) -> str:
+    file, owner, name, sha256, size, created_s = values
+    named = isinstance(file, str) and is_name(file) and isinstance(owner, str)
+    whole = isinstance(sha256, str) and _HASH.fullmatch(sha256) and isinstance(name, str)
+    counts = isinstance(size, int) and size >= 0 and isinstance(created_s, int | float)
+    if named and whole and counts:
+        return ""
+    return f"the record of file {_shown(file)} is damaged; it is left out"
+
+
 def _is_owner(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
@@ -274,6 +284,7 @@ _JUDGES: dict[str, Callable[[Values], str]] = {
     "corpora": _corpus,
     "corpus_owners": _corpus_owner,
     "version_owners": _version_owner,
+    "files": _file,
 }
 """Return what is wrong with a row of each table, and an empty text where nothing is."""
 
@@ -287,6 +298,7 @@ _REAL = {
     "corpora": [2],
     "corpus_owners": [3],
     "version_owners": [4],
+    "files": [5],
 }
 """The columns of real numbers; SQLite stores those without a fraction as whole ones."""
 

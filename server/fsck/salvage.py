@@ -364,6 +364,8 @@ def _table(row: Row) -> str:
     """Returns the table of a row by its values; empty for any other row, such as an index's."""
     if _OLDEST_COLUMNS <= len(row) <= len(COLUMNS):
         return "jobs"
+    if len(row) == 6:
+        return "files"
     if len(row) == 5 and not isinstance(row[1], str):
         return "version_owners"  # SQLite's own list of tables has a text there
     if len(row) == 4 and not isinstance(row[2], str):  # indexes of jobs have a text there

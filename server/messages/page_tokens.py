@@ -20,7 +20,7 @@ _CHECKSUM_BYTES = 8
 Place = Sequence[str | float]
 """The position at which a page ends: the sort keys of its last entry."""
 
-_KINDS = {"models": [str], "jobs": [float, str]}
+_KINDS = {"models": [str], "jobs": [float, str], "files": [float, str]}
 """The types of the sort keys of each list."""
 
 _NOT_OURS = "page_token must be a next_page_token of an earlier reply"

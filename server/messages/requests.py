@@ -150,7 +150,9 @@ def job_states(request: pb.ListJobsRequest) -> list[str]:
     return sorted({str(name) for name in names})
 
 
-def page_size(request: pb.ListModelsRequest | pb.ListJobsRequest) -> int:
+def page_size(
+    request: pb.ListModelsRequest | pb.ListJobsRequest | pb.ListFilesRequest,
+) -> int:
     """Returns the number of entries of a page, at most `MAX_PAGE_SIZE`."""
     return min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 

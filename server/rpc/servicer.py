@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from treadle.server.storage.schema import JobRow
     from treadle.server.transfer.export_handler import ExportHandler
     from treadle.server.transfer.import_handler import ImportHandler
+    from treadle.server.uploads.file_handler import FileHandler
     from treadle.server.warmup import Warmup
 
 _JOBS = 100
@@ -70,6 +71,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         exporting: Handles ExportModel.
         importing: Handles ImportModel.
         descriptions: Describes stored models.
+        files: Handles the calls about files.
         admission: Counts calls, generated texts and streams.
         control_admission: Counts calls that list and watch.
         budget: Counts the bytes that are kept for callers.
@@ -89,6 +91,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         exporting: ExportHandler,
         importing: ImportHandler,
         descriptions: ModelDescriptions,
+        files: FileHandler,
         admission: InferenceAdmission,
         control_admission: ControlAdmission,
         budget: MemoryBudget,
@@ -104,6 +107,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self._learning = learning
         self._exporting = exporting
         self._importing = importing
+        self._files = files
         self._admission = admission
         self._control_admission = control_admission
         self._budget = budget
@@ -290,6 +294,37 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             reused=imported.is_reused,
             notices=imported.notices,
         )
+
+    async def UploadFile(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
+    ) -> pb.UploadFileResponse:
+        """Stores a file."""
+        return await self._files.upload(request_iterator)
+
+    async def ListFiles(  # noqa: N802
+        self, request: pb.ListFilesRequest, context: Context
+    ) -> pb.ListFilesResponse:
+        """Lists one page of files."""
+        return await self._files.list(request)
+
+    async def GetFile(  # noqa: N802
+        self, request: pb.GetFileRequest, context: Context
+    ) -> pb.GetFileResponse:
+        """Describes a file."""
+        return await self._files.get(request)
+
+    async def ReadFile(  # noqa: N802
+        self, request: pb.ReadFileRequest, context: Context
+    ) -> AsyncIterator[pb.ReadFileResponse]:
+        """Streams the bytes of a file."""
+        async for reply in self._files.read(request):
+            yield reply
+
+    async def DeleteFile(  # noqa: N802
+        self, request: pb.DeleteFileRequest, context: Context
+    ) -> pb.DeleteFileResponse:
+        """Deletes a file."""
+        return await self._files.delete(request)
 
     async def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: Context

@@ -31,6 +31,7 @@ from treadle.server.storage.schema import (
     SELECT,
     TABLES,
     UPGRADES,
+    FileRow,
     JobRow,
     NewerDatabaseError,
     NoSuchJobError,
@@ -49,6 +50,16 @@ _NEWER = 1000
 _LARGEST_ROW = 1 << 26
 """Bytes of the largest row and value that are read or written; what Treadle stores is far smaller.
 A larger one is damage."""
+
+_FILE_IS_KEPT = (
+    "EXISTS (SELECT 1 FROM corpora WHERE corpora.sha256 = files.sha256) AND (files.owner = '' OR "
+    "EXISTS (SELECT 1 FROM corpus_owners WHERE corpus_owners.sha256 = files.sha256 "
+    "AND corpus_owners.owner = files.owner))"
+)
+"""The condition that the corpus of a file is stored, and still its owner's."""
+
+_FILE_TYPES = (str, str, str, str, int, float)
+"""The types of the columns of a file."""
 
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
@@ -467,6 +478,79 @@ class Database:
         """Returns the bytes of all corpora of an owner."""
         [(size,)] = self._rows("SELECT SUM(size) FROM corpus_owners WHERE owner = ?", owner)
         return int(size or 0)
+
+    def add_file(self, row: FileRow) -> None:
+        """Adds a file; its corpus belongs to its owner from now on."""
+        values = (row.id, row.owner, row.name, row.sha256, row.size, row.created_s)
+        with self._transaction():
+            self._connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
+            if row.owner:
+                owned = (row.sha256, row.owner, row.size, row.created_s)
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO corpus_owners VALUES (?, ?, ?, ?)", owned
+                )
+
+    def files(
+        self,
+        owner: str | None = None,
+        file: str | None = None,
+        after: tuple[float, str] | None = None,
+        limit: int = -1,
+    ) -> list[FileRow]:
+        """Returns files whose bytes are still there, the newest first.
+
+        Args:
+            owner: Their owner; None: any; empty: no file.
+            file: The id of the only one; None: all.
+            after: The place of the last file of the previous page; None: the first page.
+            limit: The most files to return; -1: all.
+        """
+        terms = [_FILE_IS_KEPT]
+        values = list[object]()
+        if owner is not None:
+            terms.append("owner = ? AND owner != ''")
+            values.append(owner)
+        if file is not None:
+            terms.append("id = ?")
+            values.append(file)
+        if after is not None:
+            terms.append("(created_s, id) < (?, ?)")
+            values += after
+        where = f"WHERE {' AND '.join(terms)} ORDER BY created_s DESC, id DESC LIMIT ?"
+        names = ", ".join(TABLES["files"])
+        rows = self._rows(f"SELECT {names} FROM files {where}", *values, limit)
+        return [FileRow(*row) for row in rows if all(map(isinstance, row, _FILE_TYPES))]
+
+    def forget_file(self, row: FileRow) -> None:
+        """Deletes the row of a file, and takes its corpus from the owner if nothing else needs it.
+
+        A corpus stays the owner's while another file of the owner or an unfinished job has it.
+        """
+        key = (row.sha256, row.owner)
+        is_used = key in self.owned_corpora_in_use()
+
+        def forget() -> None:
+            with self._transaction():
+                self._connection.execute("DELETE FROM files WHERE id = ?", (row.id,))
+                if not is_used:
+                    self._connection.execute(
+                        "DELETE FROM corpus_owners WHERE sha256 = ? AND owner = ? AND NOT EXISTS "
+                        "(SELECT 1 FROM files WHERE files.sha256 = ? AND files.owner = ?)",
+                        key * 2,
+                    )
+
+        self._urgent(forget)
+
+    def needs_corpus(self, sha256: str) -> bool:
+        """Returns whether an owner, a file or an unfinished job has a corpus."""
+        owned = self._rows("SELECT 1 FROM corpus_owners WHERE sha256 = ?", sha256)
+        filed = self._rows("SELECT 1 FROM files WHERE sha256 = ?", sha256)
+        return bool(owned or filed) or sha256 in self.corpora_in_use()
+
+    def forget_lost_files(self) -> int:
+        """Deletes the rows of files whose bytes are gone; returns how many there were."""
+        statement = f"DELETE FROM files WHERE NOT ({_FILE_IS_KEPT})"
+        return self._urgent(lambda: self._do(statement))
 
     def set_version_owner(
         self, model: str, version: int, owner: str, size: int, now_s: float

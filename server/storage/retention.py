@@ -75,6 +75,8 @@ class RetentionReport:
     """The hashes of corpora that the database knew and the disk does not have."""
     owners: int = 0
     """How often an owner lost a corpus that it did not use."""
+    files: int = 0
+    """The number of files whose bytes are gone, and which were forgotten."""
     versions: int = 0
     """The number of versions of models that are gone, and whose owners were forgotten."""
     leftovers: int = 0
@@ -160,6 +162,7 @@ def delete_expired(
         adopted=tuple(sorted(stored.keys() - known)),
         forgotten=tuple(gone),
         owners=sum(islice(_forget_owners(database, periods.corpus_s, now_s, keep), most)),
+        files=database.forget_lost_files(),
     )
 
 

@@ -8,9 +8,10 @@
     corpora          files under corpora/, with the time of the last use of each
     corpus_owners    the callers that trained on a corpus of theirs, with the time of the last use
     version_owners   the caller whose job or stream made a version of a model
+    files            files that callers have stored by name; the bytes of each are a corpus
 
-An owner is the name of a caller. What no known caller made is not in the last two tables, and has
-an empty owner in the first.
+An owner is the name of a caller. What no known caller made is not in the tables of owners, and has
+an empty owner in the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.job_state import FINAL_STATES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """The version of the tables; a server refuses a file of a newer one."""
 
 UNKNOWN_VERSION = -1
@@ -161,6 +162,7 @@ TABLES = {
     "corpora": ("sha256", "size", "used_s"),
     "corpus_owners": ("sha256", "owner", "size", "used_s"),
     "version_owners": ("model", "version", "owner", "size", "created_s"),
+    "files": ("id", "owner", "name", "sha256", "size", "created_s"),
 }
 """The columns of every table, in their order."""
 
@@ -184,6 +186,10 @@ _OWNERS = (
     "owner TEXT NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL, "
     "PRIMARY KEY (model, version)) WITHOUT ROWID",
 )
+_FILES = (
+    "CREATE TABLE files (id TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, "
+    "sha256 TEXT NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL) WITHOUT ROWID"
+)
 UPGRADES = {
     1: (f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",),
     2: ("ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0",),
@@ -193,6 +199,7 @@ UPGRADES = {
         "DROP INDEX jobs_request",
         *_OWNERS,
     ),
+    4: (_FILES,),
 }
 """The statements that upgrade the tables of each version to the next."""
 
@@ -209,7 +216,26 @@ SCHEMA = (
     "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
     "used_s REAL NOT NULL) WITHOUT ROWID",
     *_OWNERS,
+    _FILES,
 )
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file that a caller has stored."""
+
+    id: str
+    """Its id."""
+    owner: str
+    """The caller that it belongs to; empty: no known one."""
+    name: str
+    """The name that the caller gave it."""
+    sha256: str
+    """The corpus that has its bytes."""
+    size: int
+    """Its size in bytes."""
+    created_s: float
+    """When it was stored, in seconds since the epoch."""
 
 
 _EMPTY: dict[str, object] = {"str": "", "bytes": b"", "int": 0, "float": 0.0, "float | None": None}

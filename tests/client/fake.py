@@ -20,6 +20,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped]
 from treadle.v1 import sequence_pb2 as v1
 from treadle.v1.sequence_pb2_grpc import add_SequenceServiceServicer_to_server
 
+from .fake_files import FakeFiles
 from .fake_travel import FakeTravel
 
 STUCK = "stuck"
@@ -188,7 +189,7 @@ def _refuse_fault(request: v1.ScoreRequest | v1.EmbedRequest, context: Any) -> N
         context.abort_with_status(rpc_status.to_status(failure))
 
 
-class FakeService(FakeTravel):
+class FakeService(FakeTravel, FakeFiles):
     describe = staticmethod(a_model)
 
     def __init__(self) -> None:

@@ -19,28 +19,34 @@ END = "<!-- End of what is written. -->\n"
 READ = "models that it may read"
 WRITE = "models that it may write"
 OWN = "its own jobs"
+FILES = "its own files"
 USED = f"{READ}, weights of {OWN}"
 SCOPES = {
     "CancelJob": OWN,
     "DeleteAlias": WRITE,
+    "DeleteFile": FILES,
     "DeleteJob": OWN,
     "DeleteModel": WRITE,
     "Embed": USED,
     "Generate": USED,
     "ExportModel": READ,
+    "GetFile": FILES,
     "GetJob": OWN,
     "GetModel": READ,
     "GetServerInfo": "its own rights, limits and use",
     "ImportModel": WRITE,
     "LearnStream": f"{READ}, published as {WRITE}",
+    "ListFiles": FILES,
     "ListJobs": OWN,
     "ListModels": READ,
     "PauseJob": OWN,
+    "ReadFile": FILES,
     "ResumeJob": OWN,
     "Score": USED,
     "ScoreStream": USED,
     "SetAlias": WRITE,
     "Train": f"{WRITE}, from {READ} and corpora that it uploaded",
+    "UploadFile": FILES,
     "WatchJob": OWN,
 }
 """What each call is about, for callers who are no admins."""

@@ -17,6 +17,7 @@ from certificates import Authority, channel_credentials
 from treadle.server.access.callers.access_token import new_access_token
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
+from treadle.server.storage.schema import FileRow
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -202,6 +203,9 @@ class Company:
             data_dir.database.set_alias("team-a-other", f"for-{name}", 1)
         (self.data_dir / "corpora" / SHA256).write_bytes(CORPUS)
         data_dir.database.touch_corpus(SHA256, len(CORPUS), 1e9)
+        for name in ("of-ann", *(f"for-{caller}" for caller in CALLERS)):
+            row = FileRow(f"file-{name}", "ann", name, SHA256, len(CORPUS), 1e9)
+            data_dir.database.add_file(row)
         for number, (job, (owner, state)) in enumerate(jobs.items()):
             add_job(data_dir, job, owner, state, created_s=1e9 + number)
         data_dir.close()
@@ -236,6 +240,18 @@ def upload(spec: pb.TrainSpec, *files: pb.CorpusFile | bytes) -> Iterator[pb.Tra
             yield pb.TrainRequest(corpus_file=file)
     size = sum(len(file) for file in files if isinstance(file, bytes))
     yield pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=size))
+
+
+def stored(text: str, name: str = "") -> Iterator[pb.UploadFileRequest]:
+    """Yields the messages of an upload of a file."""
+    data = text.encode()
+    return iter(
+        [
+            pb.UploadFileRequest(spec=pb.FileSpec(name=name)),
+            pb.UploadFileRequest(chunk=data),
+            pb.UploadFileRequest(end=pb.FileEnd(size_bytes=len(data))),
+        ]
+    )
 
 
 def stream(kind: Any, *messages: dict[str, Any]) -> Iterator[Any]:
@@ -281,6 +297,13 @@ JOB_PROBES: dict[str, Probe] = {
     "Embed (job)": lambda job: READ_PROBES["Embed"](job=job),
 }
 """Calls that name a job."""
+
+FILE_PROBES: dict[str, Probe] = {
+    "GetFile": lambda file: ("GetFile", pb.GetFileRequest(file=file)),
+    "ReadFile": lambda file: ("ReadFile", pb.ReadFileRequest(file=file)),
+    "DeleteFile": lambda file: ("DeleteFile", pb.DeleteFileRequest(file=file)),
+}
+"""Calls that name a file."""
 
 WRITE_PROBES: dict[str, Probe] = {
     "Train": lambda model: ("Train", upload(pb.TrainSpec(model=model), b"")),

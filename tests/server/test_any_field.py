@@ -110,11 +110,18 @@ def bases(job: str, state: bytes) -> Iterator[tuple[str, list[Message]]]:
     yield "ImportModel", [pb.ImportModelRequest(spec=spec)]
     yield "ImportModel", [pb.ImportModelRequest(vocabulary=pb.VocabularyPart(tokens=["a"]))]
     yield "ImportModel", [pb.ImportModelRequest(end=pb.ImportModelEnd(size_bytes=1))]
+    yield "UploadFile", [pb.UploadFileRequest(spec=pb.FileSpec(name="f"))]
+    yield "UploadFile", [pb.UploadFileRequest(chunk=b"abc")]
+    yield "UploadFile", [pb.UploadFileRequest(end=pb.FileEnd(size_bytes=1))]
+    yield "ListFiles", [pb.ListFilesRequest(page_size=2)]
+    for name in ("GetFile", "ReadFile", "DeleteFile"):
+        yield name, [getattr(pb, f"{name}Request")(file="none")]
     yield "GetServerInfo", [pb.GetServerInfoRequest()]
 
 
 FIRST: dict[str, Message] = {
     "Train": pb.TrainRequest(spec=tiny_spec("new")),
+    "UploadFile": pb.UploadFileRequest(spec=pb.FileSpec()),
     "ImportModel": pb.ImportModelRequest(
         spec=pb.ImportModelSpec(model="new", state_dict=pb.StateDictSpec())
     ),

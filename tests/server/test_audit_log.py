@@ -132,6 +132,7 @@ def test_what_is_hidden_is_written_down(log: AuditLog, path: Path) -> None:
 
 def test_every_method_that_changes_something_is_known() -> None:
     reading = {"WatchJob", "GetJob", "ListJobs", "ListModels", "GetModel", "GetServerInfo"}
+    reading |= {"ListFiles", "GetFile", "ReadFile"}
     using = {"Generate", "Score", "ScoreStream", "Embed"}
     assert set(PERMISSIONS) - reading - using == CHANGING | {"LearnStream"}
 

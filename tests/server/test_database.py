@@ -259,7 +259,7 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, ve
         older.execute(
             "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''"
         )
-        for name in ("corpus_owners", "version_owners"):
+        for name in ("corpus_owners", "version_owners", "files"):
             older.execute(f"DROP TABLE {name}")
         for name in lacking:
             older.execute(f"ALTER TABLE jobs DROP COLUMN {name}")

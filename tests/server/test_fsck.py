@@ -378,7 +378,7 @@ def test_an_older_database_is_upgraded_only_by_repair(root: Path) -> None:
     for name in ("jobs_request", "jobs_owner"):
         connection.execute(f"DROP INDEX {name}")
     connection.execute("CREATE INDEX jobs_request ON jobs (request_id)")
-    for name in ("corpus_owners", "version_owners"):
+    for name in ("corpus_owners", "version_owners", "files"):
         connection.execute(f"DROP TABLE {name}")
     for name in ADDED:
         connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")

@@ -17,6 +17,7 @@ from treadle.v1 import sequence_pb2 as pb
 from .harness import TEXT, first_progress, long_spec, requests, tiny_spec, wait_for
 from .tenants import (
     CORPUS,
+    FILE_PROBES,
     JOB_PROBES,
     READ_PROBES,
     SHA256,
@@ -24,6 +25,7 @@ from .tenants import (
     Company,
     Outcome,
     drain,
+    stored,
     upload,
 )
 
@@ -324,3 +326,25 @@ def test_a_job_does_not_go_on_for_a_model_that_its_caller_may_not_write(company:
     assert company["bob"].code(*resume) is DENIED
     described = company["bob"].call("GetJob", pb.GetJobRequest(job="held-by-bob"))
     assert described.job.state == pb.JOB_STATE_PAUSED
+
+
+@pytest.mark.parametrize("method", FILE_PROBES)
+def test_a_file_of_another_is_one_that_does_not_exist(company: Company, method: str) -> None:
+    def seen(name: str) -> Outcome:
+        return company["bob"].outcome(*FILE_PROBES[method](name))
+
+    hers = seen("file-of-ann")
+    assert hers.code is NOT_FOUND
+    assert hers.renamed("file-of-ann", "file-of-bea") == seen("file-of-bea")
+    listed = company["bob"].call("ListFiles", pb.ListFilesRequest()).files
+    assert not [file for file in listed if file.owner != "bob"]
+    assert company["ann"].code(*FILE_PROBES["GetFile"]("file-of-ann")) is grpc.StatusCode.OK
+
+
+def test_a_file_of_another_gives_no_right_to_its_bytes(company: Company) -> None:
+    file = company["ann"].call("UploadFile", stored("what only ann may know")).file
+    assert file.owner == "ann"
+    mine = pb.CorpusFile(sha256=file.sha256)
+    spec = pb.TrainSpec(model="team-b-taken")
+    assert company["bob"].code("Train", upload(spec, mine)) is NOT_FOUND
+    assert company["bob"].call("ListFiles", pb.ListFilesRequest()).next_page_token == ""

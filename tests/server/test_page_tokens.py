@@ -101,7 +101,11 @@ def test_a_token_is_of_one_list_and_one_filter() -> None:
         page_tokens.read(token, "jobs", ["a", "b"])
 
 
-LISTS: dict[str, type] = {"ListModels": pb.ListModelsRequest, "ListJobs": pb.ListJobsRequest}
+LISTS: dict[str, type] = {
+    "ListModels": pb.ListModelsRequest,
+    "ListJobs": pb.ListJobsRequest,
+    "ListFiles": pb.ListFilesRequest,
+}
 
 
 def test_every_list_of_the_contract_is_walked_here() -> None:
@@ -118,6 +122,7 @@ def test_lists_refuse_what_is_no_token_of_theirs(caller: Caller, model: str, nam
     others = {
         "ListModels": page_tokens.make("jobs", ["model="], [1.0, jobs[0].id]),
         "ListJobs": page_tokens.make("models", (), [model]),
+        "ListFiles": page_tokens.make("models", (), [model]),
     }
     call = getattr(caller.stub, name)
     for token in ("m", "-1", "/etc", "ü", "x" * 5000, model, jobs[0].id, others[name]):

@@ -11,7 +11,16 @@ import pytest
 from treadle.server.access.permissions import PERMISSIONS
 from treadle.v1 import sequence_pb2 as pb
 
-from .tenants import CALLERS, JOB_PROBES, READ_PROBES, WRITE_PROBES, Company, upload
+from .tenants import (
+    CALLERS,
+    FILE_PROBES,
+    JOB_PROBES,
+    READ_PROBES,
+    WRITE_PROBES,
+    Company,
+    stored,
+    upload,
+)
 
 CODES = {
     "O": grpc.StatusCode.OK,
@@ -47,6 +56,11 @@ CELLS: dict[str, tuple[str, Callable[[str], tuple[str, Any]]]] = {
     ),
     "ExportModel": ("DDOONO", lambda _: READ_PROBES["ExportModel"](model="team-a-names")),
     "ImportModel": ("DDIIDI", lambda name: WRITE_PROBES["ImportModel"](f"team-a-{name}")),
+    "UploadFile": ("DDOOOO", lambda _: ("UploadFile", stored("a file"))),
+    "ListFiles": ("OOOOOO", lambda _: ("ListFiles", pb.ListFilesRequest())),
+    "GetFile": ("NNONNO", lambda _: FILE_PROBES["GetFile"]("file-of-ann")),
+    "ReadFile": ("NNONNO", lambda _: FILE_PROBES["ReadFile"]("file-of-ann")),
+    "DeleteFile": ("DDONNO", lambda name: FILE_PROBES["DeleteFile"](f"file-{name}")),
     "GetJob": ("NNONNO", JOB_PROBES["GetJob"]),
     "WatchJob": ("NNONNO", JOB_PROBES["WatchJob"]),
     "CancelJob": ("DDONNO", JOB_PROBES["CancelJob"]),

@@ -83,6 +83,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Times in seconds are stored as whole numbers, and so are versions.
         owner = (sha256, f"owner-{number % 3}", len(data), float(number))
         database.load([("corpus_owners", owner)])
+        file = (f"file-{number}", "ann", f"name {number}", sha256, len(data), float(number))
+        database.load([("files", file)])
     for number in range(0, 40, 7):
         database.delete_job(f"job-{number:03}")
     killed = tmp_path_factory.mktemp("killed") / "data"
@@ -93,7 +95,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def key_of(table: str, values: Any) -> Key:
-    size = {"jobs": 1, "corpora": 1}.get(table, 2)
+    size = {"jobs": 1, "corpora": 1, "files": 1}.get(table, 2)
     return table, *values[:size]
 
 

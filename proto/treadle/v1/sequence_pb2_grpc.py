@@ -136,6 +136,31 @@ class SequenceServiceStub:
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.FromString,
                 _registered_method=True)
+        self.UploadFile = channel.stream_unary(
+                '/treadle.v1.SequenceService/UploadFile',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.ListFiles = channel.unary_unary(
+                '/treadle.v1.SequenceService/ListFiles',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ListFilesRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ListFilesResponse.FromString,
+                _registered_method=True)
+        self.GetFile = channel.unary_unary(
+                '/treadle.v1.SequenceService/GetFile',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.GetFileRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.GetFileResponse.FromString,
+                _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/treadle.v1.SequenceService/ReadFile',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.ReadFileResponse.FromString,
+                _registered_method=True)
+        self.DeleteFile = channel.unary_unary(
+                '/treadle.v1.SequenceService/DeleteFile',
+                request_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteFileRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteFileResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/treadle.v1.SequenceService/GetServerInfo',
                 request_serializer=treadle_dot_v1_dot_sequence__pb2.GetServerInfoRequest.SerializeToString,
@@ -330,6 +355,45 @@ class SequenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadFile(self, request_iterator, context):
+        """Stores a file of the caller, from which jobs can then be trained: a Train
+        names it by its hash, as a corpus file. The first request carries the spec,
+        the following ones the bytes of the file, and the last one marks its end. A
+        stream that breaks off before `end` stores nothing. A file counts as a
+        corpus: in quotas, and in how long it is kept after its last use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFiles(self, request, context):
+        """Lists the caller's files, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFile(self, request, context):
+        """Returns the description of a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """Streams the bytes of a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteFile(self, request, context):
+        """Deletes a file. A job that was submitted before still has its bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Returns the server's version, limits and load.
         """
@@ -439,6 +503,31 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.ImportModel,
                     request_deserializer=treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.SerializeToString,
+            ),
+            'UploadFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFile,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.UploadFileRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'ListFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFiles,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ListFilesRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'GetFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFile,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.GetFileRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.GetFileResponse.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.ReadFileRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.ReadFileResponse.SerializeToString,
+            ),
+            'DeleteFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFile,
+                    request_deserializer=treadle_dot_v1_dot_sequence__pb2.DeleteFileRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_sequence__pb2.DeleteFileResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -988,6 +1077,141 @@ class SequenceService:
             '/treadle.v1.SequenceService/ImportModel',
             treadle_dot_v1_dot_sequence__pb2.ImportModelRequest.SerializeToString,
             treadle_dot_v1_dot_sequence__pb2.ImportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/treadle.v1.SequenceService/UploadFile',
+            treadle_dot_v1_dot_sequence__pb2.UploadFileRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/ListFiles',
+            treadle_dot_v1_dot_sequence__pb2.ListFilesRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/GetFile',
+            treadle_dot_v1_dot_sequence__pb2.GetFileRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.GetFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/treadle.v1.SequenceService/ReadFile',
+            treadle_dot_v1_dot_sequence__pb2.ReadFileRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.ReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.SequenceService/DeleteFile',
+            treadle_dot_v1_dot_sequence__pb2.DeleteFileRequest.SerializeToString,
+            treadle_dot_v1_dot_sequence__pb2.DeleteFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

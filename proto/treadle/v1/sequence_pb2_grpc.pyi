@@ -157,6 +157,21 @@ class SequenceServiceStub:
     INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
     if the client disconnects.
     """
+    UploadFile: _grpc.StreamUnaryMultiCallable[_sequence_pb2.UploadFileRequest, _sequence_pb2.UploadFileResponse]
+    """Stores a file of the caller, from which jobs can then be trained: a Train
+    names it by its hash, as a corpus file. The first request carries the spec,
+    the following ones the bytes of the file, and the last one marks its end. A
+    stream that breaks off before `end` stores nothing. A file counts as a
+    corpus: in quotas, and in how long it is kept after its last use.
+    """
+    ListFiles: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ListFilesRequest, _sequence_pb2.ListFilesResponse]
+    """Lists the caller's files, newest first."""
+    GetFile: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetFileRequest, _sequence_pb2.GetFileResponse]
+    """Returns the description of a file."""
+    ReadFile: _grpc.UnaryStreamMultiCallable[_sequence_pb2.ReadFileRequest, _sequence_pb2.ReadFileResponse]
+    """Streams the bytes of a file."""
+    DeleteFile: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.DeleteFileRequest, _sequence_pb2.DeleteFileResponse]
+    """Deletes a file. A job that was submitted before still has its bytes."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]
     """Returns the server's version, limits and load."""
 
@@ -263,6 +278,21 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
     if the client disconnects.
     """
+    UploadFile: _aio.StreamUnaryMultiCallable[_sequence_pb2.UploadFileRequest, _sequence_pb2.UploadFileResponse]  # type: ignore[assignment]
+    """Stores a file of the caller, from which jobs can then be trained: a Train
+    names it by its hash, as a corpus file. The first request carries the spec,
+    the following ones the bytes of the file, and the last one marks its end. A
+    stream that breaks off before `end` stores nothing. A file counts as a
+    corpus: in quotas, and in how long it is kept after its last use.
+    """
+    ListFiles: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ListFilesRequest, _sequence_pb2.ListFilesResponse]  # type: ignore[assignment]
+    """Lists the caller's files, newest first."""
+    GetFile: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetFileRequest, _sequence_pb2.GetFileResponse]  # type: ignore[assignment]
+    """Returns the description of a file."""
+    ReadFile: _aio.UnaryStreamMultiCallable[_sequence_pb2.ReadFileRequest, _sequence_pb2.ReadFileResponse]  # type: ignore[assignment]
+    """Streams the bytes of a file."""
+    DeleteFile: _aio.UnaryUnaryMultiCallable[_sequence_pb2.DeleteFileRequest, _sequence_pb2.DeleteFileResponse]  # type: ignore[assignment]
+    """Deletes a file. A job that was submitted before still has its bytes."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetServerInfoRequest, _sequence_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the server's version, limits and load."""
 
@@ -486,6 +516,51 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT if it is damaged. After `end` the version is stored even
         if the client disconnects.
         """
+
+    @_abc_1.abstractmethod
+    def UploadFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_sequence_pb2.UploadFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.UploadFileResponse, _abc.Awaitable[_sequence_pb2.UploadFileResponse]]:
+        """Stores a file of the caller, from which jobs can then be trained: a Train
+        names it by its hash, as a corpus file. The first request carries the spec,
+        the following ones the bytes of the file, and the last one marks its end. A
+        stream that breaks off before `end` stores nothing. A file counts as a
+        corpus: in quotas, and in how long it is kept after its last use.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFiles(
+        self,
+        request: _sequence_pb2.ListFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.ListFilesResponse, _abc.Awaitable[_sequence_pb2.ListFilesResponse]]:
+        """Lists the caller's files, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetFile(
+        self,
+        request: _sequence_pb2.GetFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.GetFileResponse, _abc.Awaitable[_sequence_pb2.GetFileResponse]]:
+        """Returns the description of a file."""
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _sequence_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sequence_pb2.ReadFileResponse], _abc.AsyncIterator[_sequence_pb2.ReadFileResponse]]:
+        """Streams the bytes of a file."""
+
+    @_abc_1.abstractmethod
+    def DeleteFile(
+        self,
+        request: _sequence_pb2.DeleteFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.DeleteFileResponse, _abc.Awaitable[_sequence_pb2.DeleteFileResponse]]:
+        """Deletes a file. A job that was submitted before still has its bytes."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(

@@ -32,6 +32,8 @@ CHANGING = frozenset(
         "SetAlias",
         "DeleteAlias",
         "ExportModel",
+        "UploadFile",
+        "DeleteFile",
         "ImportModel",
     }
 )
@@ -96,7 +98,7 @@ class AuditedCall:
         fields = request.DESCRIPTOR.fields_by_name
         if "spec" in fields:
             self._note_names(request.spec)
-        for name in ("model", "version", "alias", "job"):
+        for name in ("model", "version", "alias", "job", "file"):
             if name in fields and (value := getattr(request, name)):
                 self._resource[name] = _value(value)
 

@@ -1,0 +1,1 @@
+"""Files that callers store under names of their own."""
