@@ -34,7 +34,7 @@ PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
 ALLOWED = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "model": {"numpy", "outlines_core", "safetensors", "tokenizers"},
-    "client": {"grpc", "google.protobuf", "rich", "tomlkit"},
+    "client": {"grpc", "google.protobuf", "rich", "shtab", "tomlkit"},
     "v1": {"grpc", "google.protobuf"},
     "benchmarks": {"numpy", "numba", "llvmlite", "google.rpc", "grpc", "grpc_health", *PEERS},
 }
@@ -142,6 +142,16 @@ def test_displays_of_a_terminal_alone_import_rich() -> None:
         place(path, line, name)
         for path, line, name in imports("client")
         if top(name) == "rich" and path.parent.name != "terminal" and path.name != "console.py"
+    ]
+    assert wrong == []
+
+
+def test_completion_alone_imports_shtab() -> None:
+    """The bare client has none."""
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports("client")
+        if top(name) == "shtab" and path.name != "completion.py"
     ]
     assert wrong == []
 

@@ -97,6 +97,7 @@ DISTRIBUTIONS = {
     "outlines_core": "outlines-core",
     "rich": "rich",
     "safetensors": "safetensors",
+    "shtab": "shtab",
     "starlette": "starlette",
     "tokenizers": "tokenizers",
     "tomlkit": "tomlkit",

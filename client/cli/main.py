@@ -37,6 +37,7 @@ from treadle.client.cli.local import run, serve
 from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
+from treadle.client.cli.shell import completion
 from treadle.client.errors import NotFoundError, ServerError, TreadleError
 
 COMMANDS = (
@@ -54,6 +55,7 @@ COMMANDS = (
     info,
     config,
     serve,
+    completion,
 )
 """The modules of the commands, in the order of the help."""
 

@@ -119,6 +119,7 @@ class Parser(argparse.ArgumentParser):
         """Parses; an unknown argument is an error of the command that it follows."""
         self._refuse_token(sys.argv[1:] if args is None else args)
         parsed, rest = self.parse_known_args(args, namespace)
+        parsed.whole_parser = self
         if rest:
             hint = parsed.parser.flag_suggestion(rest)
             parsed.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")

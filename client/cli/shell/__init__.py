@@ -1,0 +1,1 @@
+"""Commands about the command line itself: completion, help topics and the manual page."""
