@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack
 
@@ -13,7 +14,7 @@ from treadle.client.access.credentials import Credentials
 from treadle.client.access.tls import AnyPath
 from treadle.client.address import check_address
 from treadle.client.connection import DEFAULT_ADDRESS, Connection
-from treadle.client.errors import InputError
+from treadle.client.errors import InputError, ServerError
 from treadle.client.files.corpus import Corpora
 from treadle.client.generate_many import Items
 from treadle.client.generation import GeneratedTexts, Generation
@@ -25,6 +26,7 @@ from treadle.client.options import (
     LearnStreamOptions,
     ScoreOptions,
     ScoreStreamOptions,
+    StateDictOptions,
     TrainOptions,
     check_model_or_job,
 )
@@ -33,6 +35,17 @@ from treadle.client.scoring import embed_texts, score_texts
 from treadle.client.session import Session
 from treadle.client.streaming import AnyPiece, BackgroundRequests, Call, RequestQueue
 from treadle.client.training_run import RECONNECT_S, TrainingRun, WatchedEvents
+from treadle.client.transfer.model_download import ModelDownload
+from treadle.client.transfer.model_files import (
+    ModelFile,
+    OnProgress,
+    Writable,
+    no_progress,
+    save_model,
+    write_chunks,
+)
+from treadle.client.transfer.model_upload import Import, PassedModel, send_model, state_dict_spec
+from treadle.client.transfer.retry import RETRY_S, Retry, ignore
 from treadle.client.upload import Upload, choose_format, make_spec, open_parts
 from treadle.v1.sequence_pb2 import (
     CancelJobRequest,
@@ -41,6 +54,8 @@ from treadle.v1.sequence_pb2 import (
     DeleteModelRequest,
     DeleteModelResponse,
     Embedding,
+    ExportModelRequest,
+    ExportModelResponse,
     GenerateRequest,
     GenerateResponse,
     GetJobRequest,
@@ -48,6 +63,9 @@ from treadle.v1.sequence_pb2 import (
     GetModelResponse,
     GetServerInfoRequest,
     GetServerInfoResponse,
+    ImportModelRequest,
+    ImportModelResponse,
+    ImportModelSpec,
     Job,
     LearnStreamRequest,
     LearnStreamSpec,
@@ -628,6 +646,210 @@ class Client:
         """Removes an alias from a version of a model; the version stays."""
         request = make_request(DeleteAliasRequest, model=model, alias=alias)
         self._connection.call(self._connection.stub.DeleteAlias, request)
+
+    def export_model(
+        self,
+        model: str,
+        target: AnyPath | Writable,
+        *,
+        version: int = 0,
+        overwrite: bool = False,
+        on_progress: OnProgress = no_progress,
+        on_break: Callable[[ServerError], None] = ignore,
+        retry_s: float = RETRY_S,
+        timeout_s: float | None = None,
+    ) -> Model:
+        """Fetches the file of a version of a model, and checks its hash.
+
+        Args:
+            model: The model's name, or NAME@ALIAS.
+            target: The path of the file to write, or an open file of bytes. Until it is whole, the
+                file has the end `.part`; what an interrupted download has left there is not
+                fetched again.
+            version: The version; 0 takes the newest.
+            overwrite: Whether to replace a file that exists.
+            on_progress: Called with the bytes that are there and with those of the whole file.
+            on_break: Called with the error of a broken connection, before it is made again.
+            retry_s: How long to try to reconnect where the connection breaks, in seconds. The
+                download then continues. 0 never tries.
+            timeout_s: The longest that one call may take, in seconds.
+
+        Returns:
+            The version.
+
+        Raises:
+            InputError: The file exists, or cannot be written.
+        """
+
+        def download(start: Callable[[], Iterator[bytes]] | None = None) -> ModelDownload:
+            return self._download(model, version, Retry(retry_s, on_break), timeout_s, start)
+
+        if isinstance(target, str | os.PathLike):
+            return save_model(download, target, overwrite, on_progress)
+        fetching = download()
+        with closing(fetching):
+            found = fetching.open()
+            write_chunks(fetching, target, "the file", on_progress)
+        return found
+
+    def _download(
+        self,
+        model: str,
+        version: int,
+        retry: Retry,
+        timeout_s: float | None,
+        start: Callable[[], Iterator[bytes]] | None = None,
+    ) -> ModelDownload:
+        """Begins the download of a file."""
+
+        def export(request: ExportModelRequest) -> Call[ExportModelResponse]:
+            return self._connection.stream(self._connection.stub.ExportModel, request, timeout_s)
+
+        return ModelDownload(export, model, version, retry, start)
+
+    def import_model(
+        self,
+        path: AnyPath,
+        *,
+        model: str,
+        alias: str = "",
+        reuse_identical: bool = True,
+        on_progress: OnProgress = no_progress,
+        on_break: Callable[[ServerError], None] = ignore,
+        retry_s: float = RETRY_S,
+        timeout_s: float | None = None,
+    ) -> ImportModelResponse:
+        """Sends the file of a model, which becomes a version.
+
+        Args:
+            path: The file, as `export_model` or `treadle.model.Model.save` writes it.
+            model: The model's name; a name in use gets a new version.
+            alias: An alias for the version.
+            reuse_identical: Whether to take a version of this model that is the same file instead
+                of storing another one. Without it the file is not sent again once it was sent
+                whole, as it might be stored twice.
+            on_progress: Called with the bytes that were sent and with those of the whole file.
+            on_break: Called with the error of a broken connection, before the file is sent again.
+            retry_s: How long to try to reconnect where the connection breaks, in seconds.
+            timeout_s: The longest that one call may take, in seconds.
+
+        Returns:
+            The version (`model`), and whether it existed (`reused`).
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+        spec = make_request(
+            ImportModelSpec, model=model, alias=alias, reuse_identical=reuse_identical
+        )
+        file = ModelFile(path)
+        spec.size_bytes = file.size_bytes
+        spec.sha256 = file.sha256
+        retry = Retry(retry_s, on_break)
+        return send_model(self._import(timeout_s), spec, file, retry, on_progress)
+
+    def _import(self, timeout_s: float | None) -> Import:
+        """Returns what calls ImportModel."""
+
+        def call(background: BackgroundRequests[ImportModelRequest]) -> ImportModelResponse:
+            stub = self._connection.stub
+            return self._connection.upload(stub.ImportModel, background, timeout_s)
+
+        return call
+
+    def import_state_dict(
+        self,
+        path: AnyPath,
+        *,
+        model: str,
+        vocabulary: Sequence[str] = (),
+        alias: str = "",
+        reuse_identical: bool = True,
+        on_progress: OnProgress = no_progress,
+        on_break: Callable[[ServerError], None] = ignore,
+        retry_s: float = RETRY_S,
+        timeout_s: float | None = None,
+        **options: Unpack[StateDictOptions],
+    ) -> ImportModelResponse:
+        """Sends the weights of a PyTorch module, which the server makes a model of.
+
+        Args:
+            path: The `state_dict` of the module, as safetensors has saved it. Cell, layers and
+                sizes follow from the names and shapes of its tensors.
+            model: The model's name; a name in use gets a new version.
+            vocabulary: The tokens in the order of their ids. Bytes need none.
+            alias: As in `import_model`.
+            reuse_identical: As in `import_model`.
+            on_progress: As in `import_model`.
+            on_break: As in `import_model`.
+            retry_s: As in `import_model`.
+            timeout_s: As in `import_model`.
+            **options: `tokenizer="words"`, `layout="lines"`, `unknown_policy="unknown"`,
+                `lower_case=True`, `tied_weights=True`; see StateDictSpec.
+
+        Returns:
+            The version (`model`), whether it existed (`reused`), and `notices` about it.
+
+        Raises:
+            InputError: The file cannot be read, or an option is wrong.
+        """
+        spec = make_request(
+            ImportModelSpec, model=model, alias=alias, reuse_identical=reuse_identical
+        )
+        spec.state_dict.CopyFrom(state_dict_spec(options))
+        file = ModelFile(path)
+        spec.size_bytes = file.size_bytes
+        spec.sha256 = file.sha256
+        retry = Retry(retry_s, on_break)
+        return send_model(self._import(timeout_s), spec, file, retry, on_progress, vocabulary)
+
+    def copy_model(
+        self,
+        model: str,
+        to: Client,
+        *,
+        version: int = 0,
+        name: str = "",
+        alias: str = "",
+        reuse_identical: bool = True,
+        on_progress: OnProgress = no_progress,
+        on_break: Callable[[ServerError], None] = ignore,
+        retry_s: float = RETRY_S,
+    ) -> ImportModelResponse:
+        """Copies a version of a model to another server; the file passes through in pieces.
+
+        Args:
+            model: The model's name here, or NAME@ALIAS.
+            to: The client of the other server, or of the same one.
+            version: The version; 0 takes the newest.
+            name: The model's name there. Default: its name here.
+            alias: An alias for the version there.
+            reuse_identical: As in `import_model`.
+            on_progress: Called with the bytes that were sent and with those of the whole file.
+            on_break: Called with the error of a broken connection, before the file is sent again.
+            retry_s: How long to try to reconnect where a connection breaks, in seconds.
+
+        Returns:
+            The version there (`model`), and whether it existed (`reused`).
+
+        Raises:
+            InputError: An option is wrong.
+        """
+        spec = make_request(
+            ImportModelSpec, model=name, alias=alias, reuse_identical=reuse_identical
+        )
+
+        def download() -> ModelDownload:
+            retry = Retry(retry_s, on_break)
+            return self._download(model, version, retry, self._connection.timeout_s)
+
+        with closing(PassedModel(download)) as source:
+            spec.model = name or source.model.name
+            spec.size_bytes = source.model.size_bytes
+            spec.sha256 = source.model.sha256
+            retry = Retry(retry_s, on_break)
+            timeout_s = to._connection.timeout_s
+            return send_model(to._import(timeout_s), spec, source, retry, on_progress)
 
     # ---------------------------------------------------------------------- jobs
 

@@ -10,10 +10,15 @@ import grpc
 
 from treadle.client.access.credentials import Credentials
 from treadle.client.address import is_local
-from treadle.client.errors import DeadlineExceededError, ServerError, UnavailableError
+from treadle.client.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    ServerError,
+    UnavailableError,
+)
 from treadle.client.messages.raw_protobuf import integer
 from treadle.client.messages.status import from_rpc_error
-from treadle.client.streaming import Call, ServerCall
+from treadle.client.streaming import BackgroundRequests, Call, ServerCall
 from treadle.v1.sequence_pb2 import GetServerInfoRequest
 from treadle.v1.sequence_pb2_grpc import SequenceServiceStub
 
@@ -59,6 +64,28 @@ class StreamingMethod(Protocol[Sent, Received]):
         timeout: float | None = ...,
         metadata: tuple[tuple[str, str], ...] | None = ...,
     ) -> Call[Received]:
+        """Starts a call."""
+
+
+class UploadCall(Protocol[Received]):
+    """A call with streamed requests that is under way."""
+
+    def result(self) -> Received:
+        """Waits for the reply."""
+
+    def cancel(self) -> object:
+        """Ends the call."""
+
+
+class StreamUnaryMethod(Protocol[Sent, Received]):
+    """A method of the stub with streamed requests and one reply."""
+
+    def future(
+        self,
+        request_iterator: Iterator[Sent],
+        timeout: float | None = ...,
+        metadata: tuple[tuple[str, str], ...] | None = ...,
+    ) -> UploadCall[Received]:
         """Starts a call."""
 
 
@@ -117,6 +144,40 @@ class Connection:
         metadata, request_id = self._credentials.call_metadata()
         call = method(request, timeout=timeout_s, metadata=metadata)
         return ServerCall(call, self.peer, request_id)
+
+    def upload(
+        self,
+        method: StreamUnaryMethod[Request, Reply],
+        background: BackgroundRequests[Request],
+        timeout_s: float | None,
+    ) -> Reply:
+        """Makes a call of a stream of requests and one reply.
+
+        Args:
+            method: The call.
+            background: The requests; where making them fails, the call is cancelled.
+            timeout_s: The longest that the call may take.
+
+        Returns:
+            The reply.
+
+        Raises:
+            InputError: The caller's function returned no token, or making a request failed.
+            ServerError: The call failed.
+        """
+        metadata, request_id = self._credentials.call_metadata()
+        call = method.future(background.requests(), timeout=timeout_s, metadata=metadata)
+        background.attach(call.cancel)
+        try:
+            return call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            if background.error is not None:
+                raise background.error from None
+            if isinstance(error, grpc.FutureCancelledError):
+                raise CancelledError("the call was cancelled", code="CANCELLED") from None
+            raise from_rpc_error(error, self.peer, request_id) from error
+        finally:
+            call.cancel()  # also where this thread was interrupted
 
     def pages(
         self,

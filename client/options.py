@@ -78,6 +78,16 @@ class TrainOptions(TypedDict, total=False):
     init_from_version: int
 
 
+class StateDictOptions(TypedDict, total=False):
+    """The fields of a StateDictSpec, in one flat list; `tokenizer` stands for `kind`."""
+
+    tokenizer: Literal["characters", "bytes", "words", "events", "whitespace"] | int
+    layout: Literal["text", "lines"] | int
+    unknown_policy: UnknownPolicy
+    lower_case: bool
+    tied_weights: bool
+
+
 class GenerateOptions(TypedDict, total=False):
     """The fields of a GenerateRequest but the model's name, the prompt and `n`.
 

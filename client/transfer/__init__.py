@@ -1,0 +1,1 @@
+"""Models that travel: their files are fetched from a server, sent to one, or copied."""
