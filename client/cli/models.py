@@ -20,6 +20,10 @@ from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_version
 from treadle.client.cli.options.values import version_number
+from treadle.client.cli.transfer.copy import add_copy
+from treadle.client.cli.transfer.import_weights import add_import
+from treadle.client.cli.transfer.pull import add_pull
+from treadle.client.cli.transfer.push import add_push
 
 if TYPE_CHECKING:
     from treadle.v1.sequence_pb2 import Model, TrainingRecord
@@ -72,7 +76,8 @@ def add_parsers(commands: Commands) -> None:
     show.set_defaults(run=run_show)
     delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
-    for each in (parser, listing, show, delete, alias, unalias):
+    moving = (add_pull(actions), add_push(actions), add_copy(actions), add_import(actions))
+    for each in (parser, listing, show, delete, alias, unalias, *moving):
         add_output(each)
         add_connection(each)
 

@@ -101,7 +101,7 @@ def convert(
     try:
         with open_tensors(source) as file:
             if "treadle" in (file.metadata() or {}):
-                text = "the file is a model of Treadle already: import it without state_dict"
+                text = "the file is a model of Treadle already, and needs no state_dict"
                 raise LoadError(text)
             tensors = _unwrapped(read_tensors(file))
         model = import_state_dict(tensors, tokenizer, tied_weights)

@@ -68,7 +68,7 @@ class FakeTravel(SequenceServiceServicer):
         for request in requests:
             data += request.chunk
             tokens += request.vocabulary.tokens
-            if cut is not None and len(data) >= cut:
+            if cut is not None and (len(data) >= cut or request.HasField("end")):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the server was stopped")
             if request.HasField("end"):
                 assert request.end.size_bytes == len(data)

@@ -51,6 +51,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "DeleteModelRequest": ("models delete",),
     "SetAliasRequest": ("models alias",),
     "DeleteAliasRequest": ("models unalias",),
+    "ExportModelRequest": ("models pull",),
+    "ImportModelRequest": ("models push", "models import"),
+    "ImportModelSpec": ("models push", "models import"),
+    "StateDictSpec": ("models import",),
     "GetServerInfoRequest": ("info",),
 }
 """The commands behind each message of a request."""
@@ -72,6 +76,8 @@ UNNAMED = {
     "predict",
     "snapshot",
     "roll_back",
+    "offset",
+    "end",
     "return_state",
     # `chat` samples one text from each typed line, and prints nothing but the text.
     "n",

@@ -45,8 +45,6 @@ WITHOUT_ROW: dict[str, str] = {
     "ImportModelSpec.reuse_identical": OF_TRAVEL,
     "ImportModelSpec.sha256": OF_TRAVEL,
     "ImportModelSpec.size_bytes": OF_TRAVEL,
-    "StateDictSpec.layout": OF_TRAVEL,
-    "StateDictSpec.tied_weights": OF_TRAVEL,
     "ScoreRequest.model": POSITIONAL,
     "ScoreRequest.texts": "they are FILE, or --text",
     "ScoreStreamSpec.model": POSITIONAL,

@@ -180,7 +180,7 @@ def test_a_file_that_might_be_stored_twice_is_not_sent_again(
 ) -> None:
     path = tmp_path / "m"
     path.write_bytes(DATA)
-    service.cuts = [len(DATA)]
+    service.cuts = [len(DATA) + 1]  # after the end
     with pytest.raises(UnavailableError):
         client.import_model(path, model="new", reuse_identical=False)
     assert not service.imports

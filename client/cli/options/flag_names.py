@@ -43,7 +43,12 @@ COMMAND_NAMES: dict[str, dict[str, str]] = {
         "publish.alias": "--alias",
     },
     "embed": {"texts": "the text"},
-    "models": {"all_versions": "--all"},
+    "models": {
+        "all_versions": "--all",
+        "chunk": "FILE",
+        "state_dict": "`treadle models import`",
+        "vocabulary": "--vocabulary",
+    },
 }
 """Names that are no flag of the field's name, by command. A key is an argument, or a field's whole
 path where its last part names something else."""

@@ -1,0 +1,45 @@
+"""The action `treadle models push` sends the file of a model to a server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from treadle.client.cli.connect import connect
+from treadle.client.cli.display.console import Console
+from treadle.client.cli.options.parser import Commands
+from treadle.client.cli.transfer.transfer_options import (
+    add_target,
+    add_transfer_options,
+    print_stored,
+    shown,
+)
+
+
+def add_push(actions: Commands) -> argparse.ArgumentParser:
+    """Adds the action."""
+    push = actions.add_parser(
+        "push",
+        help="send the file of a model, which becomes a version",
+        description="Send the file of a model, as `treadle models pull` writes it. It becomes a "
+        "version, unless the model has one with the same file.",
+    )
+    push.add_argument("file", metavar="FILE", help="the file of the model")
+    add_target(push, needs_name=True)
+    add_transfer_options(push)
+    push.set_defaults(run=run)
+    return push
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Sends the file."""
+    with connect(args) as client, shown(args, console, f"pushing {args.model}") as transfer:
+        reply = client.import_model(
+            Path(args.file),
+            model=args.model,
+            alias=args.alias,
+            reuse_identical=args.reuse_identical,
+            timeout_s=getattr(args, "timeout", None),
+            **transfer,
+        )
+    print_stored(reply, args, console)
