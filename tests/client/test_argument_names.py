@@ -79,6 +79,9 @@ UNNAMED = {
     "offset",
     "end",
     "return_state",
+    # Ids are for programs.
+    "prompt_tokens",
+    "tokens",
     # `chat` samples one text from each typed line, and prints nothing but the text.
     "n",
     "echo",

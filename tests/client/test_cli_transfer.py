@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_copy_needs_another_server_and_gives_it_no_token(
     config = tmp_path / "treadle" / "config.toml"
     config.write_text(f'[profiles.away]\nserver = "{away.address}"\ntoken = "theirs"\n')
     config.chmod(0o600)
-    secrets = {"TREADLE_TOKEN": "ours", "XDG_CONFIG_HOME": str(tmp_path)}
+    secrets: Any = {"TREADLE_TOKEN": "ours", "XDG_CONFIG_HOME": str(tmp_path)}
     try:
         neither = run(server.address, "models", "copy", "m", **secrets)
         assert neither.returncode == 2

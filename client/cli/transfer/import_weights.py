@@ -8,8 +8,8 @@ from pathlib import Path
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
+from treadle.client.cli.options.option import given_options
 from treadle.client.cli.options.parser import Commands
-from treadle.client.cli.options.shared import given_options
 from treadle.client.cli.transfer.transfer_options import (
     add_target,
     add_transfer_options,
