@@ -705,7 +705,8 @@ class Client:
         def export(request: ExportModelRequest) -> Call[ExportModelResponse]:
             return self._connection.stream(self._connection.stub.ExportModel, request, timeout_s)
 
-        return ModelDownload(export, model, version, retry, start)
+        request = make_request(ExportModelRequest, model=model, version=version)
+        return ModelDownload(export, request, retry, start)
 
     def import_model(
         self,
@@ -751,7 +752,8 @@ class Client:
     def _import(self, timeout_s: float | None) -> Import:
         """Returns what calls ImportModel."""
 
-        def call(background: BackgroundRequests[ImportModelRequest]) -> ImportModelResponse:
+        def call(requests: Iterator[ImportModelRequest]) -> ImportModelResponse:
+            background = BackgroundRequests(requests)
             stub = self._connection.stub
             return self._connection.upload(stub.ImportModel, background, timeout_s)
 

@@ -77,6 +77,8 @@ def add_parsers(commands: Commands) -> None:
     delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
     moving = (add_pull(actions), add_push(actions), add_copy(actions), add_import(actions))
+    for each in moving:
+        each.set_defaults(run=run_transfer)
     for each in (parser, listing, show, delete, alias, unalias, *moving):
         add_output(each)
         add_connection(each)
@@ -264,6 +266,14 @@ def run_alias(args: argparse.Namespace, console: Console) -> None:
     if print_message(model, output_format(args), console):
         return
     console.line(f"{args.model}@{args.alias} is version {model.version}")
+
+
+def run_transfer(args: argparse.Namespace, console: Console) -> None:
+    """Moves the file of a model."""
+    with connect(args) as client:
+        outcome = args.transfer(args, console, client)
+    if outcome is not None and not print_message(outcome.message, output_format(args), console):
+        console.line(outcome.text)
 
 
 def run_unalias(args: argparse.Namespace, console: Console) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from treadle.client.errors import InternalError, ServerError
-from treadle.client.messages.fields import make_request
-from treadle.client.streaming import Call
 from treadle.client.transfer.retry import Retry
 from treadle.v1.sequence_pb2 import ExportModelRequest, ExportModelResponse, Model
 
-Export = Callable[[ExportModelRequest], Call[ExportModelResponse]]
+if TYPE_CHECKING:
+    from treadle.client.streaming import Call
+
+Export: TypeAlias = "Callable[[ExportModelRequest], Call[ExportModelResponse]]"
 """Calls ExportModel."""
 
 
@@ -20,8 +22,7 @@ class ModelDownload:
 
     Args:
         export: Calls ExportModel.
-        model: The model's name, or NAME@ALIAS.
-        version: The version; 0 takes the newest.
+        request: Names the version.
         retry: Waits where the connection breaks.
         start: The bytes of the file that are there already, of any version.
     """
@@ -29,13 +30,12 @@ class ModelDownload:
     def __init__(
         self,
         export: Export,
-        model: str,
-        version: int,
+        request: ExportModelRequest,
         retry: Retry,
         start: Callable[[], Iterator[bytes]] | None = None,
     ) -> None:
         self._export = export
-        self._request = make_request(ExportModelRequest, model=model, version=version)
+        self._request = request
         self._retry = retry
         self._hash = hashlib.sha256()
         self._received = 0

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from treadle.client.errors import InputError, ServerError
 from treadle.client.messages.fields import set_field
 from treadle.client.options import StateDictOptions
-from treadle.client.streaming import BackgroundRequests
-from treadle.client.transfer.model_download import ModelDownload
-from treadle.client.transfer.model_files import OnProgress
 from treadle.client.transfer.retry import Retry
 from treadle.v1.sequence_pb2 import (
     ImportModelEnd,
@@ -22,11 +19,15 @@ from treadle.v1.sequence_pb2 import (
     VocabularyPart,
 )
 
+if TYPE_CHECKING:
+    from treadle.client.transfer.model_download import ModelDownload
+    from treadle.client.transfer.model_files import OnProgress
+
 _PART_TOKENS = 10_000
 _PART_BYTES = 1 << 20
 """The most tokens and about the most bytes of one part of a vocabulary."""
 
-Import = Callable[[BackgroundRequests[ImportModelRequest]], ImportModelResponse]
+Import = Callable[[Iterator[ImportModelRequest]], ImportModelResponse]
 """Calls ImportModel."""
 
 
@@ -117,7 +118,7 @@ def send_model(
     while True:
         sending = _Sending(spec, parts, source, on_progress)
         try:
-            return call(BackgroundRequests(sending.requests()))
+            return call(sending.requests())
         except ServerError as error:
             if sending.is_whole and not spec.reuse_identical:
                 raise

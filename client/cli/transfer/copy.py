@@ -6,16 +6,16 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_version
 from treadle.client.cli.transfer.transfer_options import (
+    Outcome,
     add_target,
     add_transfer_options,
-    print_stored,
     shown,
+    stored,
 )
 from treadle.client.errors import InputError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_copy(actions: Commands) -> argparse.ArgumentParser:
-    """Adds the action."""
+    """Adds the action; returns its parser."""
     copy = actions.add_parser(
         "copy",
         help="copy a model to another server",
@@ -48,15 +48,14 @@ def add_copy(actions: Commands) -> argparse.ArgumentParser:
     )
     add_target(copy, needs_name=False)
     add_transfer_options(copy)
-    copy.set_defaults(run=run)
+    copy.set_defaults(transfer=run)
     return copy
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Copies the model."""
+def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
+    """Copies the model; returns the version."""
     with (
         _other(args) as other,
-        connect(args) as client,
         shown(args, console, f"copying {args.source} to {other.address}") as transfer,
     ):
         reply = client.copy_model(
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             reuse_identical=args.reuse_identical,
             **transfer,
         )
-    print_stored(reply, args, console)
+    return stored(reply, args.alias)
 
 
 def _other(args: argparse.Namespace) -> Client:

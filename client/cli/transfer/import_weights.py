@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.option import given_options
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.transfer.transfer_options import (
+    Outcome,
     add_target,
     add_transfer_options,
-    print_stored,
     shown,
+    stored,
 )
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
 
 
 def add_import(actions: Commands) -> argparse.ArgumentParser:
-    """Adds the action."""
+    """Adds the action; returns its parser."""
     parser = actions.add_parser(
         "import",
         help="make a model of the weights of a PyTorch module",
@@ -28,7 +32,7 @@ def add_import(actions: Commands) -> argparse.ArgumentParser:
         "and shapes of the tensors.",
         fill=_add_options,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(transfer=run)
     return parser
 
 
@@ -46,13 +50,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_transfer_options(parser)
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Sends the weights and the vocabulary."""
+def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
+    """Sends the weights and the vocabulary; returns the version."""
     from treadle.client.options import StateDictOptions
     from treadle.client.transfer.vocabulary_file import read_vocabulary
 
     vocabulary = [] if args.vocabulary is None else read_vocabulary(args.vocabulary)
-    with connect(args) as client, shown(args, console, f"importing {args.model}") as transfer:
+    with shown(args, console, f"importing {args.model}") as transfer:
         reply = client.import_state_dict(
             Path(args.file),
             model=args.model,
@@ -63,4 +67,4 @@ def run(args: argparse.Namespace, console: Console) -> None:
             **given_options(args, StateDictOptions),
             **transfer,
         )
-    print_stored(reply, args, console)
+    return stored(reply, args.alias)

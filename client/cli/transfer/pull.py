@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.output_file import check_output
-from treadle.client.cli.display.tables import print_message
-from treadle.client.cli.options.output_options import output_format
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_version
-from treadle.client.cli.transfer.transfer_options import add_transfer_options, shown
+from treadle.client.cli.transfer.transfer_options import Outcome, add_transfer_options, shown
 from treadle.client.errors import InputError
 from treadle.client.files.paths import display_path
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
 
 SUFFIX = ".safetensors"
 
 
 def add_pull(actions: Commands) -> argparse.ArgumentParser:
-    """Adds the action."""
+    """Adds the action; returns its parser."""
     pull = actions.add_parser(
         "pull",
         help="fetch the file of a model",
@@ -38,12 +39,15 @@ def add_pull(actions: Commands) -> argparse.ArgumentParser:
         "--force", dest="overwrite", action="store_true", help="replace FILE if it exists"
     )
     add_transfer_options(pull)
-    pull.set_defaults(run=run)
+    pull.set_defaults(transfer=run)
     return pull
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
+def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome | None:
     """Fetches the file.
+
+    Returns:
+        The version; None where its file is the output.
 
     Raises:
         InputError: It cannot be written.
@@ -51,12 +55,12 @@ def run(args: argparse.Namespace, console: Console) -> None:
     from treadle.client.cli.display.progress import size_text
 
     if args.out == "-":
-        _to_standard_output(args, console)
-        return
+        _to_standard_output(args, console, client)
+        return None
     path = args.out if args.out is not None else args.model.partition("@")[0] + SUFFIX
     check_output(path)
     console.interruption = lambda: "interrupted: the same command continues"
-    with connect(args) as client, shown(args, console, f"pulling {args.model}") as transfer:
+    with shown(args, console, f"pulling {args.model}") as transfer:
         model = client.export_model(
             args.model,
             path,
@@ -65,15 +69,15 @@ def run(args: argparse.Namespace, console: Console) -> None:
             timeout_s=getattr(args, "timeout", None),
             **transfer,
         )
-    if not print_message(model, output_format(args), console):
-        size = size_text(model.size_bytes)
-        console.line(f"{model.name} version {model.version} is in {display_path(path)} ({size})")
+    size = size_text(model.size_bytes)
+    text = f"{model.name} version {model.version} is in {display_path(path)} ({size})"
+    return Outcome(model, text)
 
 
-def _to_standard_output(args: argparse.Namespace, console: Console) -> None:
+def _to_standard_output(args: argparse.Namespace, console: Console, client: Client) -> None:
     if console.is_terminal:
         raise InputError("a model is no text for a terminal: give --out FILE, or a pipe")
-    with connect(args) as client, shown(args, console, f"pulling {args.model}") as transfer:
+    with shown(args, console, f"pulling {args.model}") as transfer:
         client.export_model(
             args.model,
             sys.stdout.buffer,

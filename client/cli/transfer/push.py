@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.transfer.transfer_options import (
+    Outcome,
     add_target,
     add_transfer_options,
-    print_stored,
     shown,
+    stored,
 )
+
+if TYPE_CHECKING:
+    from treadle.client.client import Client
 
 
 def add_push(actions: Commands) -> argparse.ArgumentParser:
-    """Adds the action."""
+    """Adds the action; returns its parser."""
     push = actions.add_parser(
         "push",
         help="send the file of a model, which becomes a version",
@@ -27,13 +31,13 @@ def add_push(actions: Commands) -> argparse.ArgumentParser:
     push.add_argument("file", metavar="FILE", help="the file of the model")
     add_target(push, needs_name=True)
     add_transfer_options(push)
-    push.set_defaults(run=run)
+    push.set_defaults(transfer=run)
     return push
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Sends the file."""
-    with connect(args) as client, shown(args, console, f"pushing {args.model}") as transfer:
+def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
+    """Sends the file; returns the version."""
+    with shown(args, console, f"pushing {args.model}") as transfer:
         reply = client.import_model(
             Path(args.file),
             model=args.model,
@@ -42,4 +46,4 @@ def run(args: argparse.Namespace, console: Console) -> None:
             timeout_s=getattr(args, "timeout", None),
             **transfer,
         )
-    print_stored(reply, args, console)
+    return stored(reply, args.alias)

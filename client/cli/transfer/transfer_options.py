@@ -1,22 +1,31 @@
-"""`add_transfers` adds the actions; the others show and repeat what all of them do."""
+"""`add_transfer_options`, `add_target`, `shown` and `stored` are for all these actions."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
-from treadle.client.cli.display.tables import print_message
 from treadle.client.cli.display.transfer_progress import TransferProgress
-from treadle.client.cli.options.output_options import output_format
 from treadle.client.cli.options.values import duration
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from treadle.client.errors import ServerError
     from treadle.v1.sequence_pb2 import ImportModelResponse
+
+
+class Outcome(NamedTuple):
+    """What an action has done."""
+
+    message: Message
+    """What it prints as JSON."""
+    text: str
+    """What it prints for people."""
 
 
 def add_transfer_options(parser: argparse.ArgumentParser) -> None:
@@ -87,13 +96,16 @@ def _say_break(error: ServerError) -> None:
     print_notice(f"{error}; trying again")
 
 
-def print_stored(reply: ImportModelResponse, args: argparse.Namespace, console: Console) -> None:
-    """Prints the version that a file has become."""
+def stored(reply: ImportModelResponse, alias: str) -> Outcome:
+    """Returns what is said of the version that a file has become.
+
+    Args:
+        reply: The reply of the server.
+        alias: The alias that the version was given; empty: none.
+    """
     for notice in reply.notices:
         print_notice(notice)
-    if print_message(reply, output_format(args), console):
-        return
     model = reply.model
-    alias = f", {model.name}@{args.alias}," if args.alias else ""
+    named = f", {model.name}@{alias}," if alias else ""
     state = "was that file already" if reply.reused else "is stored"
-    console.line(f"{model.name} version {model.version}{alias} {state}")
+    return Outcome(reply, f"{model.name} version {model.version}{named} {state}")
