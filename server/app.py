@@ -30,7 +30,7 @@ from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.request_id import log_to_stderr
 from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.address import AddressError, address_fault
-from treadle.server.config import PUBLIC_SERVICES, ServerConfig, SettingError
+from treadle.server.config import PUBLIC_SERVICES, MalformedSettingError, ServerConfig, SettingError
 from treadle.server.errors import unavailable
 from treadle.server.exposure_warning import exposure_warning
 from treadle.server.failures import DatabaseError
@@ -435,7 +435,7 @@ def run(config: ServerConfig) -> int:
         config: Its settings.
 
     Returns:
-        The exit code: 0 after a clean end, 1 where it cannot run.
+        The exit code: 0 after a clean end, 1 where it cannot run, 2 for a malformed setting.
     """
     log_to_stderr(config.log_level.upper(), config.log_format)
     open_files.allow_many()
@@ -444,7 +444,7 @@ def run(config: ServerConfig) -> int:
             asyncio.run(_run(config))
     except (AddressError, DatabaseError, SettingError, StoreError) as error:
         print(f"treadle-server: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, MalformedSettingError) else 1
     leave_threads()
     return 0
 
@@ -500,7 +500,7 @@ def _http_server(
         SettingError: The address cannot be one, or the extra with its packages is not installed.
     """
     if fault := address_fault(config.http_address):
-        raise SettingError("http_address", f"{config.http_address!r} {fault}")
+        raise MalformedSettingError("http_address", f"{config.http_address!r} {fault}")
     try:
         from treadle.server.http.app import http_app
         from treadle.server.http.guarded_protocol import ConnectionLimits

@@ -114,6 +114,10 @@ class SettingError(ValueError):
         self.fault = fault
 
 
+class MalformedSettingError(SettingError):
+    """No server could use a setting, whatever its machine is like: wrong usage."""
+
+
 def _range(least: float, most: float) -> dict[str, Any]:
     return {"least": least, "most": most}
 

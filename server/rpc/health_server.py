@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.server.access.authenticator import OpenAuthenticator
 from treadle.server.address import AddressError, address_fault, health_socket
-from treadle.server.config import SettingError
+from treadle.server.config import MalformedSettingError, SettingError
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.listening import listen
@@ -42,7 +42,7 @@ class HealthServer:
             SettingError: It is no address, taken, or not of this machine.
         """
         if fault := address_fault(address):
-            raise SettingError("health_address", f"{address!r} {fault}")
+            raise MalformedSettingError("health_address", f"{address!r} {fault}")
         try:
             bound = listen(self._server, address)
         except AddressError as error:

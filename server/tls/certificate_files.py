@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from treadle.server.access.trusted_file import TrustedFile, TrustedFileError
-from treadle.server.config import ServerConfig, SettingError
+from treadle.server.config import MalformedSettingError, ServerConfig, SettingError
 
 _MAX_FILE_BYTES = 1 << 20
 """A larger file is refused. The authorities of all the web take a fifth of it."""
@@ -98,7 +98,7 @@ class CertificateFiles:
         """Returns the files that the settings name; None: the server speaks no TLS.
 
         Raises:
-            SettingError: One of them lacks another.
+            MalformedSettingError: One of them lacks another.
         """
         given = config.tls_client_ca_file and "tls_client_ca_file"
         given = (config.tls_key_file and "tls_key_file") or given
@@ -108,7 +108,7 @@ class CertificateFiles:
         for needed in ("tls_cert_file", "tls_key_file"):
             if not getattr(config, needed):
                 fault = f"is not given, and --{given.replace('_', '-')} needs it"
-                raise SettingError(needed, fault)
+                raise MalformedSettingError(needed, fault)
         return cls(config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file)
 
     def read(self) -> FileContents:

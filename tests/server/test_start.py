@@ -139,6 +139,19 @@ def test_a_server_without_its_key_ends_with_1(tmp_path: Path) -> None:
     assert f"--state-key-file names {key!r}, which cannot be read: No such" in complaint(done, 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--health-address", "nonsense"), "--health-address 'nonsense' lacks a port"),
+        (("--tls-cert-file", "pem"), "--tls-key-file is not given, and --tls-cert-file needs it"),
+        (("--address", "nonsense"), "--address 'nonsense' lacks a port"),
+    ],
+)
+def test_a_malformed_setting_ends_with_2(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = run("--address", "127.0.0.1:0", "--data-dir", str(tmp_path / "data"), *words)
+    assert said in complaint(done, 2)
+
+
 def test_a_busy_port_is_said_alone(start: Start, tmp_path: Path) -> None:
     server = start()
     done = run("--address", server.address, "--data-dir", str(tmp_path / "other"))
