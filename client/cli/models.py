@@ -21,6 +21,7 @@ from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection, add_version
 from treadle.client.cli.options.values import version_number
 from treadle.client.cli.transfer.copy import add_copy
+from treadle.client.cli.transfer.export import add_export
 from treadle.client.cli.transfer.import_weights import add_import
 from treadle.client.cli.transfer.pull import add_pull
 from treadle.client.cli.transfer.push import add_push
@@ -58,7 +59,7 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle models` and its actions."""
     parser = commands.add_parser(
         "models",
-        help="list, show, name or delete models",
+        help="list, show, name, delete, move or export models",
         description="List the newest version of every model, or show, name or delete one.",
     )
     parser.set_defaults(run=run_list)
@@ -76,7 +77,7 @@ def add_parsers(commands: Commands) -> None:
     show.set_defaults(run=run_show)
     delete = _add_delete(actions)
     alias, unalias = _add_aliases(actions)
-    moving = (add_pull(actions), add_push(actions), add_copy(actions), add_import(actions))
+    moving = [add(actions) for add in (add_pull, add_push, add_copy, add_import, add_export)]
     for each in moving:
         each.set_defaults(run=run_transfer)
     for each in (parser, listing, show, delete, alias, unalias, *moving):

@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "DeleteModelRequest": ("models delete",),
     "SetAliasRequest": ("models alias",),
     "DeleteAliasRequest": ("models unalias",),
-    "ExportModelRequest": ("models pull",),
+    "ExportModelRequest": ("models pull", "models export"),
     "ImportModelRequest": ("models push", "models import"),
     "ImportModelSpec": ("models push", "models import"),
     "StateDictSpec": ("models import",),
