@@ -23,7 +23,7 @@ PACKAGES = {
     "treadle.v1": "proto/treadle/v1",
     "treadle.benchmarks": "benchmarks",
 }
-PACKAGED = ("*.py", "*.pyi", "*.proto", "*.toml", "py.typed", "static/*")
+PACKAGED = ("*.py", "*.pyi", "*.proto", "*.toml", "py.typed", "static/*", "topics/*.md")
 
 
 @pytest.fixture(scope="module")

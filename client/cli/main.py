@@ -37,7 +37,7 @@ from treadle.client.cli.local import run, serve
 from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
-from treadle.client.cli.shell import completion
+from treadle.client.cli.shell import completion, help  # noqa: A004 - the command's name
 from treadle.client.errors import NotFoundError, ServerError, TreadleError
 
 COMMANDS = (
@@ -56,6 +56,7 @@ COMMANDS = (
     config,
     serve,
     completion,
+    help,
 )
 """The modules of the commands, in the order of the help."""
 
