@@ -1,13 +1,13 @@
 """`main` converts a model file: `python -m treadle.model.export FILE FORMAT OUT`.
 
 `treadle models export` runs it in a process of its own, since a client knows no tensors. Exit
-codes: 0 done; 1 the file cannot be read, converted or written, with one sentence on standard error.
+codes: 0 done; 1 the file cannot be read, converted or written, with one sentence on standard error;
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    # Ctrl-C ends the caller as well, who says so.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = argparse.ArgumentParser(
         prog="python -m treadle.model.export", description="Convert a model file."
     )
@@ -51,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # the caller, who is interrupted as well, says so
+        return 130
     return 0
 
 

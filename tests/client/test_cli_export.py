@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from treadle.client.cli.transfer import converter
 from treadle.model.export.__main__ import WRITERS
 
 from .fake import FakeServer
-from .shell import complaint, objects, out, run
+from .shell import PATIENCE_S, command, complaint, environment, objects, out, run
 
 NOBODY = "127.0.0.1:1"
 
@@ -91,6 +95,32 @@ def test_what_does_not_go_together_is_refused(model_file: Path, folder: Path) ->
     done = run(NOBODY, *start, "--file", "bad.safetensors")
     assert "not a complete safetensors file" in complaint(done, 2)
     assert [path.name for path in folder.iterdir()] == ["bad.safetensors"]
+
+
+def test_an_interruption_leaves_no_file(serving: str, folder: Path, tmp_path: Path) -> None:
+    """A Ctrl-C, which reaches the converter as well, here a slow one."""
+    for name in ("slow", "temporary", "out"):
+        (tmp_path / name).mkdir()
+    slow = "import sys, time\nif 'treadle.model.export' in sys.orig_argv: time.sleep(100)\n"
+    (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
+    words = ["models", "export", "small", "--format", "npz", "--out", "out/small.npz"]
+    changes = {"PYTHONPATH": str(tmp_path / "slow"), "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(
+        command(serving, *words),
+        env=environment(**changes),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        end = time.monotonic() + PATIENCE_S
+        while not list((tmp_path / "temporary").glob("*/model.safetensors")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b"treadle: interrupted\n"
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_folder_with_a_file_of_a_package_does_no_harm(model_file: Path, folder: Path) -> None:

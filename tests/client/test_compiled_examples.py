@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(done.stdout.strip())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder / "treadle-example"
+
+
+@pytest.mark.parametrize("language", ["go", "java", "browser"])
+def test_a_missing_tool_is_named(language: str, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("dirname", "mkdir"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = subprocess.run(
+        ["/bin/sh", ROOT / "examples" / language / "build.sh", tmp_path / "out"],
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (MISSING, "")
+    assert re.fullmatch(r"(go|java|node) is not installed\n", done.stdout)
 
 
 def run(program: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,6 @@ from small_models import model_of
 from treadle.model.export.__main__ import WRITERS, main
 from treadle.model.model import Model
 from treadle.model.network.torch_state_dict import from_torch
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -129,7 +129,9 @@ def _export(args: argparse.Namespace, path: str, console: Console, client: Clien
     if args.format == SAFETENSORS:
         return _fetch(args, path, console, client)
     check_converter(args.format)
-    with tempfile.TemporaryDirectory(prefix="treadle-export-") as folder:
+    temporary = tempfile.TemporaryDirectory(prefix="treadle-export-", ignore_cleanup_errors=True)
+    console.before_exit = temporary.cleanup
+    with temporary as folder:
         source = os.path.join(folder, "model" + SUFFIXES[SAFETENSORS])
         model = _fetch(args, source, console, client)
         convert(source, args.format, path)
