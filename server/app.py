@@ -71,6 +71,7 @@ from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.model_limits import ModelLimits
 from treadle.server.storage.retention import RetentionPeriods, run_retention
+from treadle.server.telemetry import tracing
 from treadle.server.telemetry.loop_lag import measure_loop_lag
 from treadle.server.tls.certificate_reloader import CertificateReloader
 from treadle.server.transfer.export_handler import ExportHandler
@@ -102,12 +103,13 @@ class App:
 
     Raises:
         StoreError: The data directory cannot be used.
-        SettingError: The key for states, the audit log, a file of TLS, or the callers file cannot
-            be used.
+        SettingError: The key for states, the audit log, a file of TLS, the callers file, or the
+            address for traces cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        _start_tracing(config)
         self._state_keys = StateKeyFile(config)
         self._audit = AuditLog(config.audit_log, config.audit_log_bytes, config.audit_log_files)
         self._certificate = CertificateReloader.of(config)
@@ -409,6 +411,7 @@ class App:
         thread_pools.close()
         self._audit.close(FAREWELL_S)
         self._data_dir.close()
+        tracing.stop(max(began + grace - FAREWELL_S - time.monotonic(), FAREWELL_S))
 
     async def _finish(self, began: float, patience: float) -> None:
         """Waits for jobs and calls to end, and ends what has not after `patience` seconds."""
@@ -512,6 +515,22 @@ def _http_server(
         raise SettingError("http_address", fault) from None
     app = http_app(service, config, budget, is_ready)
     return HttpServer(app, certificate, ConnectionLimits(config.http_connection_limit))
+
+
+def _start_tracing(config: ServerConfig) -> None:
+    """Sends traces to a collector, if a setting or a variable of OpenTelemetry asks for it.
+
+    Raises:
+        SettingError: The setting does, and OpenTelemetry is not installed.
+    """
+    if not (config.otlp_endpoint or tracing.asked_by_environment()):
+        return
+    try:
+        tracing.start(config.otlp_endpoint, version("treadle"))
+    except ImportError as error:
+        if config.otlp_endpoint:
+            raise SettingError("otlp_endpoint", tracing.MISSING) from error
+        logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT %s", tracing.MISSING)
 
 
 def _job_limits(config: ServerConfig) -> JobLimits:

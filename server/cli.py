@@ -55,6 +55,7 @@ _OWN_METAVARS = {
     "log_format": "FORMAT",
     "log_level": "LEVEL",
     "metrics_access": "WHO",
+    "otlp_endpoint": "URL",
 }
 """What the help calls the value of a flag: by its type, and for these flags by their names."""
 

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,6 +76,9 @@ def default_data_dir() -> Path:
         base = os.path.join(home, ".local", "share")
     return Path(base) / "treadle"
 
+
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+/?")
+"""An address without a user's name and password, which do not belong into it."""
 
 _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 1 << 16
@@ -287,6 +291,9 @@ class ServerConfig:
     """How much is logged to standard error: debug, info, warning or error."""
     log_format: str = "text"
     """How it is logged: text, or json for a JSON object on each line."""
+    otlp_endpoint: str = ""
+    """Address of an OpenTelemetry collector that gets traces by OTLP over gRPC, such as
+    http://127.0.0.1:4317; needs the extra otel. OpenTelemetry's own variables hold as well."""
     metrics_access: str = "admin"
     """Who may read /metrics where callers need a token: admin, callers with that role; public,
     everybody."""
@@ -371,6 +378,8 @@ class ServerConfig:
             raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")
         if self.log_format not in ("text", "json"):
             raise SettingError("log_format", f"must be text or json, not {self.log_format!r}")
+        if self.otlp_endpoint and not _ENDPOINT.fullmatch(self.otlp_endpoint):
+            raise SettingError("otlp_endpoint", "must be http://HOST:PORT or https://HOST:PORT")
         if self.metrics_access not in ("admin", "public"):
             fault = f"must be admin or public, not {self.metrics_access!r}"
             raise SettingError("metrics_access", fault)

@@ -10,6 +10,7 @@ import grpc
 
 from treadle.client.access.bearer_token import BearerToken, TokenFile, TokenSource
 from treadle.client.access.tls import AnyPath, tls_credentials
+from treadle.client.access.trace_context import trace_context
 from treadle.client.address import is_loopback
 from treadle.client.errors import InputError
 from treadle.client.messages.connection_faults import Peer
@@ -99,6 +100,8 @@ class Credentials:
     def call_metadata(self) -> CallMetadata:
         """Returns the metadata of a new call: a new id, and the token of this moment.
 
+        With them goes the span that is active in the caller's program, if it has one.
+
         The token is sent as plain metadata because gRPC's credentials of a call do not work
         without TLS, not even on one machine. `__init__` has checked that it may be sent.
 
@@ -106,7 +109,7 @@ class Credentials:
             InputError: The caller's function returned no token.
         """
         request_id = str(uuid4())
-        entry = (REQUEST_ID, request_id)
-        if self._token is None:
-            return CallMetadata((entry,), request_id)
-        return CallMetadata((entry, ("authorization", self._token.header())), request_id)
+        entries = ((REQUEST_ID, request_id), *trace_context())
+        if self._token is not None:
+            entries = (*entries, ("authorization", self._token.header()))
+        return CallMetadata(entries, request_id)

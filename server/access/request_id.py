@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 
+from treadle.server.telemetry import tracing
 from treadle.server.telemetry.json_log import JsonFormatter, log_what_python_prints
 
 REQUEST_ID_KEY = "x-request-id"
@@ -22,6 +23,8 @@ _current: ContextVar[str] = ContextVar("request_id", default="")
 
 _caller: ContextVar[str] = ContextVar("logged_caller", default="")
 """Who is logged. A job is logged as its owner's, whatever call its task began in."""
+
+_trace: ContextVar[str] = ContextVar("logged_trace", default="")
 
 
 def current_request_id() -> str:
@@ -46,6 +49,11 @@ def set_request_id(request_id: str, caller: str = "") -> None:
 def set_logged_caller(caller: str) -> None:
     """Sets who makes the running call, for the log, once that is known."""
     _caller.set(caller)
+
+
+def set_logged_trace(trace_id: str) -> None:
+    """Sets the trace that the log shows, in a process that traces nothing itself."""
+    _trace.set(trace_id)
 
 
 def logged_caller() -> str:
@@ -111,4 +119,9 @@ def log_form() -> str:
 
 def _fields() -> dict[str, str]:
     """Returns what a line says of the running call."""
-    return {"request_id": current_request_id(), "caller": logged_caller()}
+    trace_id = tracing.current_trace_id() or _trace.get()
+    return {
+        "request_id": current_request_id(),
+        "caller": logged_caller(),
+        "trace_id": trace_id,
+    }

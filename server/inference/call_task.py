@@ -35,6 +35,10 @@ class CallTask(Task):
     def __init__(self, scheduler: Scheduler, caller: str) -> None:
         self.share = scheduler.share(caller)
         self._scheduler = scheduler
+        self.asked_s = 0.0
+        """When it asked for its first turn, by `time.monotonic`; 0 before."""
+        self.began_s = 0.0
+        """When that began; 0 before."""
         self._context = copy_context()  # what the work logs shows the id of the call
         self._work: Callable[[float], Any]
         self._future: asyncio.Future[Any]
@@ -53,6 +57,7 @@ class CallTask(Task):
             BaseException: The error of the work.
         """
         self._work = work
+        self.asked_s = self.asked_s or time.monotonic()
         self._future = asyncio.get_running_loop().create_future()
         self._scheduler.wake(self)
         result: Result = await self._future
@@ -101,6 +106,7 @@ class CallTask(Task):
 
     def take_turn(self, turn_s: float) -> bool:
         """Does the work; see `Task`."""
+        self.began_s = self.began_s or time.monotonic()
         work = self._work
         future = self._future
         if future.cancelled():

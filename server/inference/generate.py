@@ -124,7 +124,7 @@ class GenerateHandler:
                 await call.prepare(self._constraints)
                 async for reply in call.read_prompt():
                     yield reply
-                counts.prompt(call.prompt_tokens)
+                counts.prompt(call.prompt_tokens, *call.turns_s)
                 await meter.pay("prompt", call.scored_prompt_tokens)
                 if call.timed_out:
                     for reply in call.timed_out_replies():
@@ -152,6 +152,7 @@ class GenerateHandler:
             finally:
                 queue.closed = True
                 call.held.release()
+                counts.end()
 
     async def _resolve(self, request: pb.GenerateRequest, deadline: Deadline) -> ResolvedModel:
         """Returns the model; the time of the call may end while it is loaded."""
@@ -210,6 +211,11 @@ class _Call:
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, once it is read."""
         return int(self._prompt.tokens.size)
+
+    @property
+    def turns_s(self) -> tuple[float, float]:
+        """When its first turn was asked for, and when that began."""
+        return self._task.asked_s, self._task.began_s
 
     @property
     def scored_prompt_tokens(self) -> int:

@@ -17,7 +17,7 @@ from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.failures import is_full, is_out_of_files
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
-from treadle.server.telemetry import metrics
+from treadle.server.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
     from treadle.server.resources.memory_budget import MemoryBudget
@@ -160,7 +160,7 @@ class ModelCache:
         """Reads a model, whose memory counts in the budget for as long as it exists."""
         held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
-            with metrics.MODEL_LOAD_SECONDS.time():
+            with metrics.MODEL_LOAD_SECONDS.time(), tracing.within("load model"):
                 model = await thread_pools.MODELS.run(Model.load, stored.path)
         except LoadError as error:
             held.release()

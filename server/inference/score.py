@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -39,7 +40,7 @@ from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.call_deadline import work_within
 from treadle.server.resources.memory_budget import MemoryBudget
-from treadle.server.telemetry import metrics
+from treadle.server.telemetry import metrics, tracing
 from treadle.v1 import sequence_pb2 as pb
 
 _SCORED = metrics.SCORED_TOKENS.labels("Score")
@@ -111,11 +112,13 @@ class ScoreHandler:
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
             call = _ScoreCall(source.model, request, asked, reply, growth, self._states())
+            task = self._task()
             try:
-                await self._task().run_steps(call.steps())
+                await task.run_steps(call.steps())
             finally:  # a call that fails has used tokens as well
                 spent.tokens = sum(score.token_count for score in reply.scores)
                 _SCORED.inc(spent.tokens)
+                _trace("score", task, spent.tokens)
         return reply
 
     async def score_stream(
@@ -205,11 +208,13 @@ class ScoreHandler:
                 size = vectors + embed_bytes(request, shape)
                 with self._budget.reserve(size, "embeddings"):
                     steps = _embed(source.model, request, policy, reply)
+                    task = self._task()
                     try:
-                        await self._task().run_steps(steps)
+                        await task.run_steps(steps)
                     finally:
                         spent.tokens = sum(vector.token_count for vector in reply.embeddings)
                         _EMBEDDED.inc(spent.tokens)
+                        _trace("embed", task, spent.tokens)
                 return reply
 
     def _task(self) -> CallTask:
@@ -225,6 +230,13 @@ _FEWER = "send fewer or shorter texts"
 _SHORTER_CONTEXT = "send a shorter context"
 _SMALLER = "send smaller pieces"
 """The remedies for work that takes too long."""
+
+
+def _trace(name: str, task: CallTask, tokens: int) -> None:
+    """Traces the turns of a call, which are over."""
+    if tracing.is_on() and task.began_s:
+        tracing.add("queue", task.asked_s, task.began_s)
+        tracing.add(name, task.began_s, time.monotonic(), tokens=tokens)
 
 
 def _estimate(texts: Iterable[str]) -> int:

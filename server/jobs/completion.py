@@ -69,7 +69,8 @@ class Completion:
         Raises:
             StatusError, OSError: Its model cannot be stored.
         """
-        await self._record(lambda: self._settle(job, outcome))
+        with job.trace.storing():
+            await self._record(lambda: self._settle(job, outcome))
 
     async def fail(self, job: Job, error: StatusError) -> None:
         """Ends a job without a model; on a full disk, as soon as there is space."""

@@ -20,6 +20,7 @@ from treadle.server.messages.enums import job_state
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_state import JobState
 from treadle.server.telemetry import metrics
+from treadle.server.telemetry.job_trace import JobTrace
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Job:
         """When it may do so again, by `time.monotonic`."""
         self.crashes = 0
         """How many of its processes died since the last checkpoint."""
+        self.trace = JobTrace(row.id, row.call_id, row.state)
+        """Its trace, within this server."""
         self._latest_s = max(row.created_s, row.queued_s, row.started_s or 0.0)
         self._running_since: float | None = None
         self._ran_before_s = row.ran_s
@@ -166,8 +169,10 @@ class Job:
             write = self._database.append_event
             number = await thread_pools.DATABASE.run(write, self.id, data, now, **changes)
             self._note(last_sequence=number, **changes)
-            if "state" in changes and self.row.is_final:
-                metrics.JOBS_ENDED.labels(self.row.state).inc()
+            if "state" in changes:
+                self.trace.enter(self.row.state, is_final=self.row.is_final)
+                if self.row.is_final:
+                    metrics.JOBS_ENDED.labels(self.row.state).inc()
             waits = self.row.state in (JobState.QUEUED, JobState.PAUSED)
             self.tail.add(_numbered(data, self.id, number), _WAITING_BYTES if waits else None)
         self.wake_followers()

@@ -196,6 +196,7 @@ class JobManager:
             await asyncio.wait(tasks)
         for job in self._jobs.values():
             job.wake_followers()
+            job.trace.close()
 
     async def kill(self) -> None:
         """Kills all running processes; the next server continues from their checkpoints."""
@@ -206,6 +207,8 @@ class JobManager:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for job in self._jobs.values():
+            job.trace.close()
 
     async def cancel(self, job: str) -> JobRow:
         """Ends a job for good and keeps what it has learned; does nothing where it is final.
@@ -469,6 +472,7 @@ class JobManager:
         """Awaits work that ends a job; where the work fails, so does the job."""
         # What began the task may be a call for another job.
         set_request_id(job.row.call_id, job.row.owner)
+        job.trace.attach()
         try:
             await work
         except asyncio.CancelledError:

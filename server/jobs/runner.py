@@ -216,9 +216,10 @@ class JobRunner:
             self._no_process_needed[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
-        worker.send(
-            {"job": worker_request(await job.whole(), self._data_dir, self._limits, self._threads)}
-        )
+        row = await job.whole()
+        trace = job.trace.traceparent
+        request = worker_request(row, self._data_dir, self._limits, self._threads, trace)
+        worker.send({"job": request})
         job.worker = worker
         if job.pausing or self._leaving:
             worker.ask_to_leave({"pause": job.pausing or self._leaving})
@@ -292,6 +293,8 @@ class JobRunner:
                     job.crashes = 0
                     job.space_tries = 0
                     kept = True
+                case "phase":
+                    job.trace.phase(message["name"], message["began_s"], message["ended_s"])
                 case "saved":
                     return Outcome(Ending.SAVED)
                 case "paused":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -31,6 +32,38 @@ class Replies:
         """Sends one whole message."""
         with self._lock:
             self._pipe.write(worker_protocol.encode(message))
+
+
+class Phases:
+    """Reports to the server what the process did and when, for the trace of the job.
+
+    Args:
+        replies: Sends the reports.
+        is_on: Whether the job is traced.
+    """
+
+    def __init__(self, replies: Replies, is_on: bool) -> None:
+        self._replies = replies
+        self._is_on = is_on
+
+    def add(self, name: str, began_s: float) -> None:
+        """Reports what is over by now.
+
+        Args:
+            name: What the process did.
+            began_s: When that began, in seconds since the epoch; 0: it did not.
+        """
+        if self._is_on and began_s:
+            self._replies.send(event="phase", name=name, began_s=began_s, ended_s=time.time())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Reports what happens within, also where it fails."""
+        began_s = time.time()
+        try:
+            yield
+        finally:
+            self.add(name, began_s)
 
 
 HEARTBEAT_S = 1.0

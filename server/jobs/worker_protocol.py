@@ -18,6 +18,8 @@ names
 - `reading`: it reads a large corpus; `reason` says so;
 - `restarted`: the checkpoint cannot be used, and the run starts over;
 - `checkpoint`: a checkpoint is on disk, and weights are published; `took_s`: how long that took;
+- `phase`: where the job is traced, what the process did, in `name`, and from when to when, in
+  seconds since the epoch: `began_s` and `ended_s`;
 - `paused`: a checkpoint is on disk; `reason` says why, `needs_bytes` how many bytes of disk space
   it lacked, or 0;
 - `stopped`: it was to stop before its first step, so there is no model; `reason` says why;

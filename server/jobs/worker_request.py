@@ -36,7 +36,7 @@ class RunLimits:
 
 
 def worker_request(
-    row: JobRow, data_dir: DataDir, limits: RunLimits, threads: int
+    row: JobRow, data_dir: DataDir, limits: RunLimits, threads: int, traceparent: str = ""
 ) -> worker_protocol.Message:
     """Returns what a process needs to know of a job, as JSON values.
 
@@ -45,6 +45,8 @@ def worker_request(
         data_dir: Where its corpus and its directory are.
         limits: Limits of every job.
         threads: Threads that the process may use.
+        traceparent: The span that the process works for, as W3C Trace Context names it; empty:
+            nothing is traced.
     """
     files, config = json.loads(row.files), json.loads(row.config)
     if not pb.TrainSpec.FromString(row.spec).tokenizer.unknown_policy:
@@ -53,6 +55,7 @@ def worker_request(
     return {
         "request_id": current_request_id(),
         "caller": row.owner,
+        "traceparent": traceparent,
         "log_level": logging.getLogger("treadle").level,
         "log_format": log_form(),
         "files": [file | {"path": str(data_dir.corpora.path(file["sha256"]))} for file in files],

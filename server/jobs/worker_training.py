@@ -25,10 +25,10 @@ from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.training.checkpoint import saved_config
-from treadle.server.access.request_id import log_to_stderr, set_request_id
+from treadle.server.access.request_id import log_to_stderr, set_logged_trace, set_request_id
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
-from treadle.server.jobs.worker_control import Replies, RunControl, heartbeat
+from treadle.server.jobs.worker_control import Phases, Replies, RunControl, heartbeat
 from treadle.server.resources.process_memory import limit_own
 from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
@@ -81,6 +81,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
         job = worker_protocol.decode(line)["job"]
         log_to_stderr(job.get("log_level", logging.WARNING), job.get("log_format", "text"))
         set_request_id(job.get("request_id", ""), job.get("caller", ""))
+        set_logged_trace(job.get("traceparent", "")[3:35])
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
             _work(job, pipe, control)
@@ -104,6 +105,7 @@ class _Checkpoints:
         space: The space of its disk.
         control: What the server wants of the run.
         replies: Sends the server an event for every checkpoint.
+        phases: Traces the checkpoints.
     """
 
     def __init__(
@@ -113,7 +115,9 @@ class _Checkpoints:
         space: DiskSpace,
         control: RunControl,
         replies: Replies,
+        phases: Phases,
     ) -> None:
+        self._phases = phases
         self._trainer = trainer
         self._directory = Path(request["directory"])
         self._interval = request["checkpoint_interval_s"]
@@ -166,7 +170,8 @@ class _Checkpoints:
             OSError: The disk failed or is full; the files from before are still whole.
             TrainingError: A weight is not finite.
         """
-        began_s = time.monotonic()
+        began_s = time.time()
+        began = time.monotonic()
         require = self._space.require
         self._trainer.save_state(self._directory / STATE_FILE, require)
         best = self._trainer.best_model
@@ -176,7 +181,8 @@ class _Checkpoints:
                 best.save(self._directory / BEST_FILE, require)
                 self._best_step = step
         self._trainer.model.save(self._directory / LAST_FILE, require)
-        self._replies.send(event="checkpoint", took_s=time.monotonic() - began_s)
+        self._replies.send(event="checkpoint", took_s=time.monotonic() - began)
+        self._phases.add("checkpoint", began_s)
 
 
 class _Scratch:
@@ -217,6 +223,7 @@ def _full(error: BaseException) -> str:
 def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -> None:
     directory = Path(job["directory"])
     space = DiskSpace(directory, job["min_free_bytes"])
+    phases = Phases(replies, is_on=bool(job.get("traceparent")))
     # One from an earlier end that failed must not pass for the model of this run.
     (directory / FINAL_FILE).unlink(missing_ok=True)
     remove_leftovers(directory)  # of a process that was killed
@@ -224,21 +231,25 @@ def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -
         size = sum(Path(file["path"]).stat().st_size for file in job["files"])
         if size >= _LARGE_CORPUS_BYTES:
             replies.send(event="reading", reason=f"reading a corpus of {size:,} bytes")
-        trainer = _prepare(job, directory, replies)
+        with phases.phase("prepare"):
+            trainer = _prepare(job, directory, replies)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
     logger.info("job %s is trained from step %d on", directory.name, trainer.steps)
-    checkpoints = _Checkpoints(trainer, job, space, control, replies)
+    checkpoints = _Checkpoints(trainer, job, space, control, replies, phases)
     if trainer.last_progress is not None:  # the server may have died before it stored that
         _send_progress(replies, trainer.last_progress)
     watcher = _Watcher(trainer, control, replies)
-    try:
-        for progress in trainer.run(
-            control.stopping, checkpoints.between_steps, watcher.during, control.leaving
-        ):
-            _send_progress(replies, progress)
-    except _LeftError:
-        checkpoints.between_steps()
+    with phases.phase("train"):
+        try:
+            for progress in trainer.run(
+                control.stopping, checkpoints.between_steps, watcher.during, control.leaving
+            ):
+                _send_progress(replies, progress)
+                if progress.valid_loss is not None:
+                    phases.add("evaluation", watcher.began_s)
+        except _LeftError:
+            checkpoints.between_steps()
     if checkpoints.leave_reason:
         replies.send(
             event="paused", reason=checkpoints.leave_reason, needs_bytes=checkpoints.needs_bytes
@@ -250,9 +261,10 @@ def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -
             return
         trainer.ended_by = f"{control.stop_reason} after {trainer.steps} steps"
     checkpoints.write_checkpoint()
-    with control.nothing_to_lose(by_stop=False):
-        model = trainer.finish(control.stopping, watcher.during)
-    model.save(directory / FINAL_FILE, space.require)
+    with phases.phase("finish"):
+        with control.nothing_to_lose(by_stop=False):
+            model = trainer.finish(control.stopping, watcher.during)
+        model.save(directory / FINAL_FILE, space.require)
     replies.send(event="saved")
 
 
@@ -271,6 +283,8 @@ class _Watcher:
         self._replies = replies
         self._interval = trainer.started.config.report.progress_interval_s
         self._due = 0.0
+        self.began_s = 0.0
+        """When the last validation began, in seconds since the epoch; 0: there was none."""
 
     def during(self, validation: Validation) -> None:
         """Reports progress; the trainer calls it between two batches.
@@ -282,6 +296,7 @@ class _Watcher:
             raise _LeftError
         now = time.monotonic()
         if not validation.tokens_done:
+            self.began_s = time.time()
             self._due = now + self._interval
         if now >= self._due:
             self._due = now + self._interval

@@ -38,6 +38,7 @@ from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 from treadle.server.rpc.incoming_requests import IncomingRequests
+from treadle.server.telemetry import tracing
 from treadle.server.telemetry.rpc_metrics import MeasuredCall, MethodMetrics, RpcMetrics
 
 logger = logging.getLogger(__name__)
@@ -63,15 +64,19 @@ class _Call:
 
     audited: AuditedCall
     measured: MeasuredCall
+    span: tracing.TraceSpan | None = None
     caller: Caller = ANONYMOUS
     eviction: StatusError | None = None
     """The status with which the server ends it."""
 
     def end(self, error: StatusError | None = None, cancelled: bool = False) -> None:
-        """Writes its end down and counts it; see `AuditedCall.end`."""
+        """Writes its end down, counts and traces it; see `AuditedCall.end`."""
         self.audited.end(error, cancelled)
         code = grpc.StatusCode.OK if error is None else error.code
-        self.measured.end(grpc.StatusCode.CANCELLED if cancelled else code)
+        code = grpc.StatusCode.CANCELLED if cancelled else code
+        self.measured.end(code)
+        if self.span is not None:
+            self.span.end(code)
 
 
 class Interceptor(aio.ServerInterceptor):
@@ -104,6 +109,7 @@ class Interceptor(aio.ServerInterceptor):
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, write_s)
         self._write_s = write_s
+        self._service = service
         self._prefix = f"/{service}/"
         described = descriptor_pool.Default().FindServiceByName(service)
         self._methods = described.methods_by_name
@@ -271,6 +277,9 @@ class Interceptor(aio.ServerInterceptor):
         audited = AuditedCall(self._audit, name, request_id, context.peer())
         audited.begin()
         call = self._calls[task] = _Call(audited, counts.begin())
+        if tracing.is_on():
+            metadata = context.invocation_metadata() or ()
+            call.span = tracing.begin_call(self._service, name, metadata, request_id)
         self._idle.clear()
         try:
             yield task
