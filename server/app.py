@@ -275,14 +275,25 @@ class App:
             workers=self._workers,
             disk=self._disk_usage,
         )
-        self._metrics_page = MetricsPage(state, self._disk_usage.refresh)
+        metrics_page = MetricsPage(
+            state,
+            self._disk_usage.refresh,
+            authenticator,
+            self._audit,
+            is_public=config.metrics_access == "public",
+        )
 
         # HTTP: its requests are the same calls, made in this process.
         self._http: HttpServer | None = None
         if config.http_address:
             in_process = InProcessService(service, self._interceptor)
             self._http = _http_server(
-                config, in_process, self._budget, self._certificate, lambda: self._serving
+                config,
+                in_process,
+                self._budget,
+                self._certificate,
+                lambda: self._serving,
+                metrics_page,
             )
         self.http_url = ""
         """Where the HTTP address is, once the server has started; empty: it has none."""
@@ -496,6 +507,7 @@ def _http_server(
     budget: MemoryBudget,
     certificate: CertificateReloader | None,
     is_ready: Callable[[], bool],
+    metrics_page: MetricsPage,
 ) -> HttpServer:
     """Returns what serves the HTTP address.
 
@@ -513,7 +525,7 @@ def _http_server(
             raise
         fault = f"needs {error.name}, which is not installed: pip install '.[server,http]'"
         raise SettingError("http_address", fault) from None
-    app = http_app(service, config, budget, is_ready)
+    app = http_app(service, config, budget, is_ready, metrics_page)
     return HttpServer(app, certificate, ConnectionLimits(config.http_connection_limit))
 
 
@@ -521,8 +533,11 @@ def _start_tracing(config: ServerConfig) -> None:
     """Sends traces to a collector, if a setting or a variable of OpenTelemetry asks for it.
 
     Raises:
-        SettingError: The setting does, and OpenTelemetry is not installed.
+        SettingError: The setting does, and is no address, or OpenTelemetry is not installed.
     """
+    fault = tracing.endpoint_fault(config.otlp_endpoint) if config.otlp_endpoint else ""
+    if fault:
+        raise SettingError("otlp_endpoint", fault)
     if not (config.otlp_endpoint or tracing.asked_by_environment()):
         return
     try:

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,9 +75,6 @@ def default_data_dir() -> Path:
         base = os.path.join(home, ".local", "share")
     return Path(base) / "treadle"
 
-
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+/?")
-"""An address without a user's name and password, which do not belong into it."""
 
 _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 1 << 16
@@ -378,8 +374,6 @@ class ServerConfig:
             raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")
         if self.log_format not in ("text", "json"):
             raise SettingError("log_format", f"must be text or json, not {self.log_format!r}")
-        if self.otlp_endpoint and not _ENDPOINT.fullmatch(self.otlp_endpoint):
-            raise SettingError("otlp_endpoint", "must be http://HOST:PORT or https://HOST:PORT")
         if self.metrics_access not in ("admin", "public"):
             fault = f"must be admin or public, not {self.metrics_access!r}"
             raise SettingError("metrics_access", fault)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from treadle.server.errors import StatusError
-from treadle.server.http import probes
+from treadle.server.http import metrics_endpoint, probes
 from treadle.server.http.connect.routes import routes as connect_routes
 from treadle.server.http.errors import HttpError, error_response
 from treadle.server.http.openai.routes import routes as openai_routes
@@ -30,6 +30,7 @@ from treadle.server.http.site_check import EVERY, SiteCheck
 
 if TYPE_CHECKING:
     from treadle.server.config import ServerConfig
+    from treadle.server.http.metrics_page import MetricsPage
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.rpc.in_process import InProcessService
 
@@ -54,6 +55,7 @@ def http_app(
     config: ServerConfig,
     budget: MemoryBudget,
     is_ready: Callable[[], bool],
+    metrics: MetricsPage,
 ) -> Starlette:
     """Returns the app.
 
@@ -62,10 +64,12 @@ def http_app(
         config: The settings of the server.
         budget: Counts the bytes of requests while they arrive.
         is_ready: Returns whether the server reports SERVING.
+        metrics: Writes the metrics of the server.
     """
     bodies = Bodies(budget, config.max_message_bytes)
     routes: list[BaseRoute] = [
         *probes.routes(is_ready),
+        *metrics_endpoint.routes(metrics),
         *connect_routes(service, bodies),
         *openai_routes(service, bodies),
         *page_routes(),

@@ -7,6 +7,7 @@ imported by `start` alone, and each function here returns at once where nothing 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ MISSING = (
     "pip install '.[server,otel]' in a checkout"
 )
 """What is wrong where traces are asked for and the packages are missing."""
+
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+/?")
+"""An address without a user's name and password, which do not belong into it."""
 
 _CARRIED = ("traceparent", "tracestate")
 """The metadata of W3C Trace Context."""
@@ -55,6 +59,13 @@ def asked_by_environment() -> bool:
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     none = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
     return any(os.environ.get(name) for name in names) and not off and not none
+
+
+def endpoint_fault(endpoint: str) -> str:
+    """Returns what is wrong with the address of a collector; empty if nothing is."""
+    if _ENDPOINT.fullmatch(endpoint):
+        return ""
+    return "must be http://HOST:PORT or https://HOST:PORT"
 
 
 def start(endpoint: str, version: str, provider: TracerProvider | None = None) -> None:

@@ -120,6 +120,8 @@ def test_what_the_contract_counts_in_32_bits_fits() -> None:
         ("address", "50051", "TREADLE_ADDRESS '50051' lacks a port"),
         ("address", "unix:50077", "TREADLE_ADDRESS 'unix:50077' names a socket without its abs"),
         ("log_level", "loud", "TREADLE_LOG_LEVEL must be debug"),
+        ("log_format", "xml", "TREADLE_LOG_FORMAT must be text or json, not 'xml'"),
+        ("metrics_access", "all", "TREADLE_METRICS_ACCESS must be admin or public, not 'all'"),
         ("data_dir", "a\0b", "TREADLE_DATA_DIR has a NUL"),
     ],
 )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -251,7 +252,7 @@ def test_nothing_is_imported_or_made_where_nothing_is_traced() -> None:
     assert JobTrace("a", "r", "queued").traceparent == ""
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in sys.modules if name.startswith("opentelemetry.exporter")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
@@ -269,10 +270,13 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 @pytest.mark.parametrize(
     "url", ["localhost:4317", "http://", "http://user:secret@host:1", "ftp://x"]
 )
-def test_an_address_that_cannot_be_one(url: str) -> None:
-    with pytest.raises(SettingError, match="must be http://HOST:PORT") as error:
-        ServerConfig(otlp_endpoint=url)
-    assert "secret" not in str(error.value)
+def test_an_address_that_cannot_be_one(url: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(SettingError, match="--otlp-endpoint must be http://HOST:P") as error:
+            App(ServerConfig(data_dir=tmp_path / "data", otlp_endpoint=url))
+        assert "secret" not in str(error.value)
+
+    run(test)
 
 
 @pytest.mark.parametrize(
