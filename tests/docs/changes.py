@@ -74,7 +74,9 @@ EDITS = [
     Edit(
         "docs/pytorch.md",
         "from safetensors.torch import save_file\n\nsave_file(model.state_dict(), ",
-        "from treadle.model import train\n\ntrain('hello', max_steps=50).save(",
+        "from safetensors.numpy import load_file, save_file\nfrom treadle.model import train\n\n"
+        "train('hello', max_steps=50).save('hello.safetensors')\n"
+        "save_file(load_file('hello.safetensors'), ",
         "PyTorch is not installed; a file of Treadle's own has the same names",
     ),
 ]
