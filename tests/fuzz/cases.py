@@ -90,7 +90,7 @@ def attempt(work: Callable[[], Any]) -> Any:
 
 
 @cache
-def _stored() -> tuple[bytes, ...]:
+def stored_files() -> tuple[bytes, ...]:
     """The models as files."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
@@ -178,7 +178,7 @@ def damaged_file(draw: Mutator, whole: bytes) -> bytes:
 def model_file(seed: int) -> None:
     """A damaged model file is refused, or served like any other."""
     draw = Mutator(seed)
-    use_model_file(damaged_file(draw, draw.random.choice(_stored())), draw)
+    use_model_file(damaged_file(draw, draw.random.choice(stored_files())), draw)
 
 
 def use_model_file(data: bytes, draw: Mutator) -> None:

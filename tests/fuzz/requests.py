@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from treadle.server.rpc.servicer import SERVICE
 from treadle.v1 import sequence_pb2 as pb
 
-from .cases import PIECES, SYMBOLS
+from .cases import PIECES, SYMBOLS, damaged_file, stored_files
 from .metadata import Metadata, odd_metadata
 from .mutate import Mutator
 from .wire import damaged_wire, random_wire
@@ -157,6 +159,18 @@ def draw_call(seed: int, known: Known, raw: bool) -> DrawnCall:
     return DrawnCall(seed, method, tuple(messages), half_closes, leaves_s, metadata)
 
 
+def _without_metadata(file: bytes) -> bytes:
+    """Returns a model's file as PyTorch would have saved its weights; a damaged one as it is."""
+    size = int.from_bytes(file[:8], "little")
+    try:
+        header = json.loads(file[8 : 8 + size])
+        del header["__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        return file
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
+
+
 class _Drawer:
     def __init__(self, draw: Mutator, known: Known) -> None:
         self._draw = draw
@@ -173,6 +187,8 @@ class _Drawer:
             messages = self._upload()
         elif method in ("ScoreStream", "LearnStream"):
             messages = self._stream(method)
+        elif method == "ImportModel":
+            messages = self._import()
         else:
             messages = [self._likely(kind)]
         pick = self._pick
@@ -225,6 +241,28 @@ class _Drawer:
         # A job takes more time than a thousand calls, so most uploads fail at their end.
         size += pick.choice((0, 1, 1, 1))
         messages.append(pb.TrainRequest(corpus_end=pb.CorpusEnd(size_bytes=size)))
+        return messages
+
+    def _import(self) -> list[Any]:
+        pick = self._pick
+        spec = self._likely(pb.ImportModelSpec.DESCRIPTOR)
+        messages = [pb.ImportModelRequest(spec=spec)]
+        if spec.HasField("state_dict") and pick.randrange(8):
+            tokens = pick.choice((list("abc ,!.\n"), ["a", " b"], [self.text()]))
+            messages.append(pb.ImportModelRequest(vocabulary=pb.VocabularyPart(tokens=tokens)))
+        data = pick.choice(stored_files())
+        if pick.randrange(2):
+            data = damaged_file(self._draw, data)
+        if spec.HasField("state_dict") and pick.randrange(4):
+            data = _without_metadata(data)
+        if spec.size_bytes:
+            spec.size_bytes = len(data)
+            messages[0].spec.CopyFrom(spec)
+        size = pick.choice((7, 100, 1 << 16)) if len(data) < 5000 else 1 << 16
+        chunks = [data[begin : begin + size] for begin in range(0, len(data), size)]
+        messages += [pb.ImportModelRequest(chunk=chunk) for chunk in chunks]
+        end = pb.ImportModelEnd(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        messages.append(pb.ImportModelRequest(end=end))
         return messages
 
     def _stream(self, method: str) -> list[Any]:
@@ -528,6 +566,25 @@ _LIKELY: dict[str, dict[str, Any]] = {
         "model": (1, _Drawer.model),
         "alias": (1, ("x", "y", "latest", "1")),
         "version": (0.5, (1, 2)),
+    },
+    "ExportModelRequest": {
+        "model": (1, _Drawer.model),
+        "version": (0.3, (0, 1, 2)),
+        "offset": (0.3, (1, 1000, 10**9)),
+        "sha256": (0.1, ("0" * 64,)),
+    },
+    "ImportModelSpec": {
+        "model": (1, MADE[1:4]),
+        "alias": (0.2, ("x", "y")),
+        "size_bytes": (0.3, (1,)),
+        "sha256": (0.05, ("0" * 64,)),
+        "reuse_identical": (0.5, (True,)),
+        "state_dict": (0.4, lambda self: self.of(pb.StateDictSpec)),
+    },
+    "StateDictSpec": {
+        "tokenizer": (0.6, lambda self: self.of(pb.TokenizerSpec)),
+        "layout": (0.3, (1, 2)),
+        "tied_weights": (0.2, (True,)),
     },
     "DeleteAliasRequest": {"model": (1, _Drawer.model), "alias": (1, ("x", "y"))},
     "WatchJobRequest": {**_JOB, "after_sequence": (0.3, (0, 1, 3, 10**6))},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .harness import (
     tiny_spec,
     wait_for,
 )
+from .travel import fetch_model, import_requests
 
 RATE = 1200
 
@@ -224,3 +226,18 @@ def test_bytes_of_corpora_and_models(place: Place) -> None:
     place.stub.DeleteJob(pb.DeleteJobRequest(job=job.id), **place.by("bytes"))
     assert place.info("bytes").use.model_bytes == 0
     list(place.stub.Train(requests(tiny_spec("d"), TEXT), **place.by("bytes")))
+
+
+def test_an_import_counts_as_models_of_its_caller(place: Place) -> None:
+    model, data = fetch_model(place.server.caller, "model", **place.by("free"))
+    assert len(data) > 2000
+    for size in (len(data), 0):  # known before, or only while it arrives
+        spec = pb.ImportModelSpec(model="imported", size_bytes=size)
+        sent = import_requests(spec, data)
+        refused(partial(place.stub.ImportModel, sent, **place.by("bytes")), "model_bytes", 2000)
+    assert place.info("bytes").use.model_bytes == 0
+    before = place.info("tokens").use.model_bytes
+    spec = pb.ImportModelSpec(model="imported")
+    reply = place.stub.ImportModel(import_requests(spec, data), **place.by("tokens"))
+    assert reply.model.sha256 == model.sha256
+    assert place.info("tokens").use.model_bytes == before + len(data)

@@ -43,8 +43,10 @@ def send_model(caller: Caller, data: bytes, model: str, **fields: Any) -> pb.Imp
 
 
 def fetch_model(caller: Caller, model: str, **fields: Any) -> tuple[pb.Model, bytes]:
-    """Exports a version, or a part of it from an offset on."""
+    """Exports a version, or a part of it from an offset on; `metadata` is that of the call."""
+    how: dict[str, Any] = {"timeout": PATIENCE_S, "metadata": fields.pop("metadata", None)}
+    how["timeout"] = fields.pop("timeout", PATIENCE_S)
     request = pb.ExportModelRequest(model=model, **fields)
-    first, *chunks = caller.stub.ExportModel(request, timeout=PATIENCE_S)
+    first, *chunks = caller.stub.ExportModel(request, **how)
     assert all(chunk.chunk for chunk in chunks)
     return first.model, b"".join(chunk.chunk for chunk in chunks)
