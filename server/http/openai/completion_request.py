@@ -16,6 +16,7 @@ from treadle.server.http.openai.json_fields import (
 )
 from treadle.server.http.openai.model_ids import ModelReference, read_model_id
 from treadle.server.http.openai.openai_error import invalid
+from treadle.server.http.openai.unknown_policies import POLICIES
 from treadle.v1 import sequence_pb2 as pb
 
 Prompt = str | list[int]
@@ -48,12 +49,6 @@ _MAX_LOGPROBS = 5
 _DEFAULT_TOKENS = 16
 _MAX_STATE = 1 << 24
 """Characters of the longest state."""
-
-_POLICIES = {
-    "error": pb.UNKNOWN_POLICY_ERROR,
-    "skip": pb.UNKNOWN_POLICY_SKIP,
-    "unknown": pb.UNKNOWN_POLICY_UNKNOWN,
-}
 
 
 @dataclass(frozen=True)
@@ -278,9 +273,9 @@ def _extensions(fields: JsonFields, settings: pb.GenerateRequest, n: int, best_o
         if value is not None:
             setattr(settings, name, value)
     settings.regex = fields.text("regex") or ""
-    policy = fields.word("unknown_policy", list(_POLICIES))
+    policy = fields.word("unknown_policy", list(POLICIES))
     if policy is not None:
-        settings.unknown_policy = _POLICIES[policy]
+        settings.unknown_policy = POLICIES[policy]
     state = fields.text("state")
     if state is not None:
         settings.state = _bytes(state)

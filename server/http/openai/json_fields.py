@@ -32,6 +32,10 @@ class JsonFields:
         self._prefix = prefix
         self._read: set[str] = set()
 
+    def place(self, name: str) -> str:
+        """Returns a field as messages name it."""
+        return self._prefix + name
+
     def any(self, name: str) -> Any:
         """Returns a field of any type; None where it is missing."""
         self._read.add(name)

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from treadle.server.http.openai import completions, embeddings, models
 from treadle.server.http.openai.exchange import Endpoint, Exchange, Handler
 from treadle.server.http.openai.openai_error import OpenAIError
+from treadle.server.http.openai.tuning import files, jobs
 
 if TYPE_CHECKING:
     from treadle.server.http.request_body import Bodies
@@ -20,6 +21,16 @@ _PATHS: dict[str, dict[str, Handler]] = {
     "/v1/completions": {"POST": completions.complete},
     "/v1/chat/completions": {"POST": completions.refuse_chat},
     "/v1/embeddings": {"POST": embeddings.embed},
+    "/v1/files": {"GET": files.list_files, "POST": files.upload_file},
+    "/v1/files/{file}": {"GET": files.get_file, "DELETE": files.delete_file},
+    "/v1/files/{file}/content": {"GET": files.read_file},
+    "/v1/fine_tuning/jobs": {"GET": jobs.list_jobs, "POST": jobs.create_job},
+    "/v1/fine_tuning/jobs/{job}": {"GET": jobs.get_job},
+    "/v1/fine_tuning/jobs/{job}/events": {"GET": jobs.list_events},
+    "/v1/fine_tuning/jobs/{job}/checkpoints": {"GET": jobs.list_checkpoints},
+    "/v1/fine_tuning/jobs/{job}/cancel": {"POST": jobs.changes_job("CancelJob")},
+    "/v1/fine_tuning/jobs/{job}/pause": {"POST": jobs.changes_job("PauseJob")},
+    "/v1/fine_tuning/jobs/{job}/resume": {"POST": jobs.changes_job("ResumeJob")},
 }
 
 

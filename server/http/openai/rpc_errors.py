@@ -54,7 +54,7 @@ def from_status(error: StatusError, names: Mapping[str, str] | None = None) -> O
 
 def _param(field: str, names: Mapping[str, str]) -> str | None:
     """Returns the field of the request that a violation is about."""
-    first = _FIELD.match(field)
+    first = _FIELD.match(field.removeprefix("spec."))
     if first is None:
         return None
     return names.get(first[0], first[0])
