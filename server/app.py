@@ -496,7 +496,12 @@ def announce(address: str, config: ServerConfig | None = None, http_url: str = "
         print(f"treadle-server {version('treadle')} answers HTTP at {http_url}", flush=True)
     tls = bool(config.tls_cert_file)
     callers = bool(config.callers_file)
-    warning = exposure_warning(address, tls, config.tls_client_ca_file, callers)
+    client_ca_file = config.tls_client_ca_file
+    warning = exposure_warning(address, tls, client_ca_file, callers)
+    if http_url and not warning:
+        warning = exposure_warning(
+            config.http_address, tls, client_ca_file, callers, "--http-address"
+        )
     if warning:
         logger.warning("%s", warning)
 

@@ -95,6 +95,7 @@ DISTRIBUTIONS = {
     "numba": "numba",
     "numpy": "numpy",
     "outlines_core": "outlines-core",
+    "prometheus_client": "prometheus-client",
     "rich": "rich",
     "safetensors": "safetensors",
     "shtab": "shtab",

@@ -120,6 +120,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Takes a header."""
         if len(self.headers) >= self._limits.headers:
+            self._refuse_head()
             raise httptools.HttpParserError("too many headers")
         super().on_header(name, value)
 
@@ -130,6 +131,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("too many requests at once")
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.head_bytes:
+            self._refuse_head()
             raise httptools.HttpParserError("too large a head")
         super().on_headers_complete()
 
@@ -173,7 +175,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if now - self._answered_at > limits.rest_s:
             self.transport.close()
         elif self._is_in_head and waited > limits.head_s:
-            self._refuse_late_head()
+            self._refuse(408, b"the headers did not arrive in time\n")
         elif self._is_idle and waited > (limits.idle_s if self.cycle else limits.head_s):
             self.transport.close()
         elif self.flow.write_paused and waited > limits.unread_s:
@@ -201,14 +203,14 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def _refuse_head(self) -> None:
-        self._is_in_head = False
-        self.transport.write(_raw_response(431, b"the path and headers are too large\n"))
-        self.transport.close()
+        self._refuse(431, b"the path and the headers are too large\n")
 
-    def _refuse_late_head(self) -> None:
+    def _refuse(self, status: int, text: bytes) -> None:
+        """Answers in place of the app, and closes the connection."""
         self._is_in_head = False
-        self.transport.write(_raw_response(408, b"the headers did not arrive in time\n"))
-        self.transport.close()
+        if not self.transport.is_closing():
+            self.transport.write(_raw_response(status, text))
+            self.transport.close()
 
 
 _PHRASES = {

@@ -7,8 +7,8 @@ of gRPC may be is refused, where possible by its header alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -42,6 +42,17 @@ class RequestBody:
         self._completed = asyncio.Event()
         self.length = _content_length(scope)
         """Bytes that it will have, as its header says; None: unknown."""
+        self.fault: HttpError | None = None
+        """What was wrong with it: an error that passes through a call has a status of gRPC only."""
+
+    @contextmanager
+    def noting_faults(self) -> Iterator[None]:
+        """Keeps the error of HTTP that the block raises, for the response."""
+        try:
+            yield
+        except HttpError as error:
+            self.fault = error
+            raise
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields its parts as they arrive.

@@ -55,9 +55,8 @@ def http_model(http_server: Server) -> str:
     return http_server.caller.trained(tiny_spec("shared", max_steps=60)).name
 
 
-@pytest.fixture(scope="session")
-def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    """A server with callers, and with things of theirs that no test takes from another test."""
+def company_jobs() -> dict[str, tuple[str, str]]:
+    """Returns the owner and the state of each job of a company by its id."""
     jobs = {"old-jobs": ("", "succeeded")}
     for number in range(5):
         jobs |= {f"ann-{number}": ("ann", "succeeded"), f"bob-{number}": ("bob", "succeeded")}
@@ -65,7 +64,13 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
     jobs["held-by-bob"] = ("bob", "paused")
     jobs["ann-damaged"] = ("ann", "in no state")
     jobs |= {f"for-{name}": ("ann", "succeeded") for name in CALLERS}
-    company = Company(tmp_path_factory.mktemp("company"), jobs)
+    return jobs
+
+
+@pytest.fixture(scope="session")
+def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    """A server with callers, and with things of theirs that no test takes from another test."""
+    company = Company(tmp_path_factory.mktemp("company"), company_jobs())
     yield company
     company.close()
 

@@ -147,14 +147,15 @@ class Company:
     Args:
         folder: Where everything is.
         jobs: The owner and the state of each job by its id, besides those that are made later.
+        flags: More flags of the server.
     """
 
-    def __init__(self, folder: Path, jobs: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, jobs: dict[str, tuple[str, str]], *flags: str) -> None:
         self.data_dir = folder / "data"
         self.tokens = dict[str, str]()
         self._fill(jobs)
-        authority = Authority(folder / "authority")
-        pair = authority.server()
+        self.authority = Authority(folder / "authority")
+        pair = self.authority.server()
         callers_file = folder / "callers.toml"
         callers_file.touch(mode=0o600)
         callers_file.write_text("".join(map(self._table, CALLERS)))
@@ -166,7 +167,8 @@ class Company:
             *("--standby-workers", "0", "--training-slots", "2", "--log-level", "debug"),
             *("--callers-file", str(callers_file), "--state-key-file", str(state_key_file)),
             *("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file)),
-            credentials=channel_credentials(authority),
+            *flags,
+            credentials=channel_credentials(self.authority),
         )
         self._tenants = {name: Tenant(self, name) for name in CALLERS}
 

@@ -39,6 +39,8 @@ _LINES = ("application/x-ndjson", "application/jsonl")
 
 _MOST_TIMEOUT_DIGITS = 10
 
+_ARRIVING = "requests that arrive"
+
 
 class ConnectMethod:
     """An ASGI app for one method.
@@ -73,7 +75,7 @@ class ConnectMethod:
             codec = self._codec(content_type)
             response = await self._unary(scope, body, headers, codec, timeout_s)
         except StatusError as error:
-            response = error_response(error)
+            response = error_response(body.fault or error)
         if response is not None:
             await response(scope, receive, send)
 
@@ -133,7 +135,7 @@ class ConnectMethod:
         self, body: RequestBody, codec: Codec, is_gzip: bool
     ) -> AsyncGenerator[Message, None]:
         """Yields the request of a call, which is read once the caller may make the call."""
-        with self._bodies.budget.reserve(0, "requests that arrive") as held:
+        with body.noting_faults(), self._bodies.budget.reserve(0, _ARRIVING) as held:
             data = await self._bodies.read(body, held)
             if is_gzip:
                 data = await decompress(data, self._bodies.most_bytes)
@@ -145,7 +147,7 @@ class ConnectMethod:
         self, body: RequestBody, framing: Framing, codec: Codec
     ) -> AsyncGenerator[Message, None]:
         """Yields the requests of a stream."""
-        with self._bodies.budget.reserve(0, "requests that arrive") as held:
+        with body.noting_faults(), self._bodies.budget.reserve(0, _ARRIVING) as held:
             most_bytes = self._bodies.most_bytes
             count = 0
             async for data in framing.read(body, most_bytes, held):
@@ -189,7 +191,7 @@ class ConnectMethod:
             except StatusError as error:
                 failed = error
             if failed is not None and not has_begun and framing.shows_status:
-                await error_response(failed)(scope, _receive_nothing, send)
+                await error_response(body.fault or failed)(scope, _receive_nothing, send)
                 return
             if not has_begun:
                 await send(_start(framing))
