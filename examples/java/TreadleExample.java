@@ -74,7 +74,7 @@ public final class TreadleExample {
       System.err.println(describe(error));
       code = 1;
     } catch (IOException | IllegalArgumentException | UnsupportedOperationException error) {
-      // The last one is of TLS: Debian's Netty cannot agree on HTTP/2 there.
+      // The last one: no TLS library that can agree on HTTP/2.
       System.err.println(error.getMessage());
       code = 1;
     } finally {

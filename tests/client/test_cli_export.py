@@ -70,6 +70,12 @@ def test_a_file_is_converted_without_a_server(model_file: Path, folder: Path) ->
     assert json.loads((folder / "small.rtneural.json").read_text("utf-8"))["layers"]
 
 
+def test_a_name_may_begin_with_a_dash(model_file: Path, folder: Path) -> None:
+    (folder / "-old.safetensors").write_bytes(model_file.read_bytes())
+    out(NOBODY, "models", "export", "--file=-old.safetensors", "--format", "npz")
+    assert (folder / "-old.npz").exists()
+
+
 def test_an_older_file_is_replaced_only_on_request(
     serving: str, folder: Path, model_file: Path
 ) -> None:

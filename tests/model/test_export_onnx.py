@@ -113,6 +113,14 @@ def test_layers_may_be_eight() -> None:
     assert np.abs(results - np.array(model.score(text).log_probabilities)).max() < 1e-5
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_layer_is_one_operator(cell: str) -> None:
+    made = onnx_model(random_model(cell, 3, "embedding"))
+    operators = [node.op_type for node in made.graph.node]
+    assert [name for name in operators if name in ("RNN", "GRU", "LSTM")] == [cell.upper()] * 3
+    assert [(each.domain, each.version) for each in made.opset_import] == [("", 17)]
+
+
 def test_the_file_has_each_weight_once() -> None:
     model = random_model("lstm", 2, "tied")
     weights = [

@@ -62,7 +62,7 @@ def convert(source: str, name: str, target: str) -> None:
         TreadleError: The converter broke down.
     """
     # -P: a file of the current folder must not take the place of a package.
-    words = [sys.executable, "-P", "-m", "treadle.model.export", source, name, target]
+    words = [sys.executable, "-P", "-m", "treadle.model.export", "--", source, name, target]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode == 0:
         return
