@@ -1,10 +1,10 @@
 # The image of the Treadle server. Its kernels are compiled while the image is built.
 #
 #   docker build -t treadle .
-#   docker run -p 127.0.0.1:50051:50051 -v treadle:/data treadle
+#   docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:8080:8080 -v treadle:/data treadle
 #
-# Without 127.0.0.1 the port is open to all who reach the machine. docs/security.md shows how to
-# serve a network, with TLS and tokens.
+# Port 50051 speaks gRPC, and port 8080 HTTP. Without 127.0.0.1 a port is open to all who reach the
+# machine. docs/security.md shows how to serve a network, with TLS and tokens.
 #
 # Both stages keep the environment at the same path, because compiled kernels are found by the
 # path and the modification time of their source.
@@ -70,6 +70,7 @@ ENV PATH=/opt/treadle/bin:$PATH \
     NUMBA_CACHE_DIR=/var/cache/treadle \
     TREADLE_CPU_TARGET=portable \
     TREADLE_ADDRESS=0.0.0.0:50051 \
+    TREADLE_HTTP_ADDRESS=0.0.0.0:8080 \
     TREADLE_DATA_DIR=/data
 
 # On x86-64, compile kernels for both levels that the server may choose at start. Compiling also
@@ -87,7 +88,7 @@ RUN if [ "$(uname -m)" = x86_64 ]; then \
 USER 10001:0
 
 VOLUME /data
-EXPOSE 50051
+EXPOSE 50051 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
     CMD ["treadle-server", "--check-health"]

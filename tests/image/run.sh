@@ -38,13 +38,14 @@ tidy_up() {
 }
 
 # Starts a container and waits until its health check passes. Arguments: engine options.
-# Sets `container` and `address`.
+# Sets `container`, `address` and `http`.
 start() {
     # Its complaints that there is no systemd to run health checks are shown only if it fails.
-    container=$(run_engine run -d "${run_options[@]}" -p 127.0.0.1::50051 "$@" "$IMAGE" 2>"$scratch/errors") \
+    container=$(run_engine run -d "${run_options[@]}" -p 127.0.0.1::50051 -p 127.0.0.1::8080 "$@" "$IMAGE" 2>"$scratch/errors") \
         || { cat "$scratch/errors" >&2; fail "the container does not start"; }
     containers+=("$container")
     address=$(run_engine port "$container" 50051/tcp | head -1)
+    http=http://$(run_engine port "$container" 8080/tcp | head -1)
     local begun=$SECONDS
     until run_engine exec "$container" treadle-server --check-health >/dev/null 2>&1; do
         [ "$(run_engine inspect -f '{{.State.Running}}' "$container")" = true ] || fail "the server ended"
@@ -158,9 +159,17 @@ if [ "$engine" = podman ]; then
     ok "HEALTHCHECK passes"
 fi
 
+[ "$(curl -fsS --noproxy '*' "$http/readyz")" = ready ] || fail "/readyz"
+ok "answers /readyz through the published port of HTTP"
+
 kernels >"$scratch/baked"
 [ -s "$scratch/baked" ] || fail "no compiled kernels in the image"
 say_hello "named volume"
+curl -fsS --noproxy '*' --json '{"model": "hello", "prompt": "h", "temperature": 0, "maxNewTokens": 4}' \
+    "$http/treadle.v1.SequenceService/Generate" >"$scratch/lines" || fail "Generate over HTTP"
+[ "$(sed -n 's/.*"text":"\([^"]*\)".*/\1/p' "$scratch/lines" | tr -d '\n')" = ello ] \
+    || fail "over HTTP hello's model says $(cat "$scratch/lines")"
+ok "generates over HTTP through the published port"
 for cell in rnn gru lstm; do
     treadle train "$scratch/proverb.txt" --model "$cell" --cell "$cell" --seed 7 --max-steps 30 --json \
         >"$scratch/$cell.jsonl" || fail "training a $cell"
