@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from treadle.server.access.audit.audited_call import audit_change
 from treadle.server.access.model_rights import check_write
 from treadle.server.access.quota_book import CallerUse, QuotaBook
-from treadle.server.errors import StatusError, aborted, invalid
+from treadle.server.errors import aborted
 from treadle.server.jobs.job import outlast
-from treadle.server.messages import responses
 from treadle.server.messages.import_request import check_import, vocabulary_config
 from treadle.server.names import is_name
 from treadle.server.resources import thread_pools
 from treadle.server.resources.upload_pace import UploadLimits
-from treadle.server.storage import model_version
 from treadle.server.storage.model_version import StoredModel
 from treadle.server.transfer import model_conversion
 from treadle.server.transfer.incoming_model import IncomingModel
@@ -121,7 +119,7 @@ class ImportHandler:
             config, layout = vocabulary_config(spec.state_dict)
             conversion = _Conversion(config, layout, spec.state_dict.tied_weights)
         elif spec.reuse_identical and spec.sha256:
-            found = await outlast(thread_pools.STORE.run(self._reuse, spec, spec.sha256))
+            found = await thread_pools.STORE.run(self._reuse, spec, spec.sha256)
             if found is not None:
                 return found
         coming = self._jobs.registry.models()
@@ -187,13 +185,10 @@ class ImportHandler:
             model_conversion.check_bytes, source, conversion is not None
         )
         await held.resize_patiently(needed, _PATIENCE_S)
-        notices: tuple[str, ...] = ()
-        if conversion is None:
-            await thread_pools.UPLOADS.run(model_conversion.check_model, source)
-        else:
-            notices = await thread_pools.UPLOADS.run(self._convert, draft, conversion, vocabulary)
-        sha256, size = await thread_pools.UPLOADS.run(draft.settle, sha256)
-        await thread_pools.UPLOADS.run(_check_description, spec.model, draft, size)
+        notices = await thread_pools.UPLOADS.run(
+            self._check, spec.model, draft, conversion, vocabulary
+        )
+        sha256 = await thread_pools.UPLOADS.run(draft.settle, sha256)
         held.release()
         use.count_import(0, await self._check_bytes(use, 0))  # jobs may have stored some meanwhile
         coming = self._jobs.registry.models()
@@ -201,19 +196,25 @@ class ImportHandler:
             self._store_version, spec, sha256, draft, coming, use.name, notices
         )
 
-    def _convert(
-        self, draft: ModelDraft, conversion: _Conversion, vocabulary: Vocabulary
+    def _check(
+        self, name: str, draft: ModelDraft, conversion: _Conversion | None, vocabulary: Vocabulary
     ) -> tuple[str, ...]:
-        """Makes the model of a state dict; returns what is to be said about it."""
-        tokenizer = vocabulary.tokenizer(conversion.config, conversion.layout)
-        model_conversion.convert(
-            draft.source,
-            draft.model,
-            tokenizer,
-            conversion.tied_weights,
-            self._store.space.require,
-        )
-        notice = unread_tokens(tokenizer)
+        """Checks a model, or makes that of a state dict; returns what is to be said about it."""
+        notice = ""
+        if conversion is None:
+            model = model_conversion.check_model(draft.source)
+        else:
+            tokenizer = vocabulary.tokenizer(conversion.config, conversion.layout)
+            model = model_conversion.convert(
+                draft.source,
+                draft.model,
+                tokenizer,
+                conversion.tied_weights,
+                self._store.space.require,
+            )
+            notice = unread_tokens(tokenizer)
+        size = draft.model.stat().st_size
+        model_conversion.check_description(model, StoredModel(name, 1, draft.model, 0.0, size))
         return (notice,) if notice else ()
 
     def _store_version(
@@ -254,21 +255,6 @@ class ImportHandler:
         audit_change(model=stored.name, version=stored.version, alias=alias)
         if alias:
             self._store.set_alias(stored.name, alias, stored.version)
-
-
-def _check_description(name: str, draft: ModelDraft, size: int) -> None:
-    """Checks that the server can describe a model, with the record of its training.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT.
-    """
-    stored = StoredModel(name, 1, draft.model, 0.0, size)
-    try:
-        responses.model(stored, model_version.describe(stored))
-    except StatusError as error:
-        raise invalid(
-            [(model_conversion.FIELD, f"the header cannot be used: {error.message}")]
-        ) from error
 
 
 async def _close(draft: ModelDraft) -> None:

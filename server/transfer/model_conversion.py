@@ -14,7 +14,9 @@ from treadle.model.errors import LoadError
 from treadle.model.tensor_file import open_tensors, read_tensors
 from treadle.model.tokenizers.base import Tokenizer
 from treadle.model.torch_import import import_state_dict
-from treadle.server.errors import invalid
+from treadle.server.errors import StatusError, invalid
+from treadle.server.messages import responses
+from treadle.server.storage.model_version import Description, StoredModel
 
 FIELD = "chunk"
 """The field that carries the file."""
@@ -57,11 +59,14 @@ def most_bytes(size: int, is_converted: bool) -> int:
     return (_STATE_DICT_TIMES if is_converted else _MODEL_TIMES) * size
 
 
-def check_model(path: Path) -> None:
-    """Checks that a file is a model of Treadle that can be used.
+def check_model(path: Path) -> Model:
+    """Reads a file that is a model of Treadle.
 
     Args:
         path: The file.
+
+    Returns:
+        The model.
 
     Raises:
         StatusError: INVALID_ARGUMENT.
@@ -73,7 +78,7 @@ def check_model(path: Path) -> None:
                 text = "the file is not a model of Treadle, since its header lacks the key treadle"
                 remedy = "import the weights of a PyTorch module with state_dict and a vocabulary"
                 raise LoadError(f"{text}: {remedy}")
-        Model.load(path)
+        return Model.load(path)
     except LoadError as error:
         raise invalid([(FIELD, str(error))]) from error
 
@@ -84,8 +89,8 @@ def convert(
     tokenizer: Tokenizer,
     tied_weights: bool,
     require: Callable[[int], None],
-) -> None:
-    """Makes a model of the state dict of a PyTorch module.
+) -> Model:
+    """Makes a model of the state dict of a PyTorch module, and writes it.
 
     Args:
         source: The file of the state dict.
@@ -93,6 +98,9 @@ def convert(
         tokenizer: Turns text into the tokens of the module.
         tied_weights: Whether the output layer's weights are the embedding's.
         require: Called with the number of bytes before they are written.
+
+    Returns:
+        The model.
 
     Raises:
         StatusError: INVALID_ARGUMENT: names or shapes are not those of a network of Treadle.
@@ -109,6 +117,34 @@ def convert(
         raise invalid([(FIELD, str(error))]) from error
     del tensors
     model.save(target, require)
+    return model
+
+
+def check_description(model: Model, stored: StoredModel) -> None:
+    """Checks that the server can describe a model, with the record of its training.
+
+    Args:
+        model: The model.
+        stored: Its file.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT.
+    """
+    description = Description(
+        network=model.network,
+        tokenizer=model.tokenizer.config,
+        layout=model.layout,
+        vocabulary_size=model.vocabulary_size,
+        parameter_count=model.parameter_count,
+        training=model.training,
+        sha256="",
+        novelty_index=model.novelty is not None,
+    )
+    try:
+        responses.model(stored, description)
+    except StatusError as error:
+        text = f"the header of the file cannot be used: {error.message}"
+        raise invalid([(FIELD, text)]) from error
 
 
 def _unwrapped(tensors: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -89,14 +89,14 @@ class ModelDraft:
         assert self.folder is not None
         return self.folder / MODEL_FILE
 
-    def settle(self, sha256: str) -> tuple[str, int]:
+    def settle(self, sha256: str) -> str:
         """Leaves the model alone in the directory, with its hash.
 
         Args:
             sha256: The hash of the file that has arrived.
 
         Returns:
-            The hash of the model, and its size in bytes.
+            The hash of the model.
 
         Raises:
             StatusError: A quota is used up.
@@ -109,7 +109,7 @@ class ModelDraft:
             sha256 = model_version.file_hash(self.model)
             self._recount(self.model.stat().st_size - arrived)
         model_version.record(self.folder, sha256)
-        return sha256, self.model.stat().st_size
+        return sha256
 
     def close(self) -> None:
         """Removes what is left of it.

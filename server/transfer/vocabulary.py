@@ -28,8 +28,8 @@ _TOKEN_BYTES = 600
 _TEXT_TIMES = 10
 """Memory of a token's text in bytes per byte."""
 
-_TRIED = 50_000
-"""Tokens that are read as text, to see whether a text has them."""
+_TRIED = 5_000
+"""Tokens that are read as text, to see whether a text has them: a fraction of a second."""
 
 _SHOWN = 5
 _SHOWN_BYTES = 40
@@ -130,8 +130,9 @@ def unread_tokens(tokenizer: Tokenizer) -> str:
         return ""
     shown = ", ".join(map(_shown, unread[:_SHOWN])) + (", ..." if len(unread) > _SHOWN else "")
     count = "1 token" if len(unread) == 1 else f"{len(unread):,} tokens"
+    whole = "the vocabulary" if tokenizer.ordinary <= _TRIED else f"its first {_TRIED:,} tokens"
     return (
-        f"no text is read as {count} of the vocabulary, which can only be generated: {shown}; "
+        f"no text is read as {count} of {whole}, which can only be generated: {shown}; "
         f"{tokenizer.config.kind} cut or change a text that contains them"
     )
 

@@ -406,9 +406,10 @@ def test_a_killed_server_shows_nothing_of_an_import(start: Start, file: bytes) -
 
     call = server.caller.stub.ImportModel.future(requests(), timeout=PATIENCE_S)
     wait_for(lambda: [path for part in left_over(server) for path in part.iterdir()])
-    server.end(signal.SIGKILL)
+    server.process.send_signal(signal.SIGKILL)
     assert refusal(call.result).code() is grpc.StatusCode.UNAVAILABLE
     silent.set()
+    server.wait()
     again = start()
     assert not left_over(again)
     assert not list(again.caller.stub.ListModels(pb.ListModelsRequest()).models)
