@@ -68,10 +68,10 @@ def http_app(
     """
     bodies = Bodies(budget, config.max_message_bytes)
     routes: list[BaseRoute] = [
+        *openai_routes(service, bodies),
         *probes.routes(is_ready),
         *metrics_endpoint.routes(metrics),
         *connect_routes(service, bodies),
-        *openai_routes(service, bodies),
         *page_routes(),
     ]
     return Starlette(

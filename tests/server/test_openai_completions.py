@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import openai
 import pytest
 
+from treadle.server.http.http_server import _bind
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, tiny_spec, wait_for
@@ -447,3 +450,20 @@ def test_embeddings(client: openai.OpenAI, http_server: Server, http_model: str)
         with pytest.raises(openai.BadRequestError) as failure:
             client.post("/embeddings", body={"model": http_model} | fields, cast_to=object)
         assert failure.value.param == param
+
+
+def test_an_event_does_not_wait_for_the_one_before() -> None:
+    for listening in _bind("127.0.0.1:0"):
+        with listening, socket.create_connection(listening.getsockname()):
+            wait_for(partial(accepted, listening))
+
+
+def accepted(listening: socket.socket) -> bool:
+    """Returns whether a connection has come; checks that it sends small packets at once."""
+    try:
+        connection, _ = listening.accept()
+    except BlockingIOError:
+        return False
+    with connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    return True
