@@ -120,3 +120,15 @@ def test_a_public_name_of_before_is_an_alias_that_warns(old: str, new: str) -> N
     with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
         alias = getattr(package, old)
     assert alias is getattr(package, new)
+
+
+def test_what_goes_to_a_pipe_waits_for_no_rich(server: FakeServer) -> None:
+    """Nor does generated text on a terminal."""
+    code = (
+        "import sys; from treadle.client.cli.main import main\n"
+        "address, *words = sys.argv[1:]\n"
+        "main(['--server', address, *words])\n"
+        "print('rich' in sys.modules)"
+    )
+    for words in (["generate", "m"], ["models"], ["train", __file__, "--model", "m", "--quiet"]):
+        assert python(code, server.address, *words).endswith("False\n")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -121,10 +124,14 @@ def following(address: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     env = environment(TERM="xterm", PYTHONIOENCODING="utf-8")
     words = command(address, "jobs", "--follow")
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        killer = threading.Timer(PATIENCE_S, process.kill)
+        killer.start()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         seen = b""
         while b"leaves" not in seen:
             seen += os.read(ours, 4096)
         yield process, ours
+        killer.cancel()
         assert termios.tcgetattr(theirs)[3] & termios.ECHO
         os.close(theirs)
     os.close(ours)

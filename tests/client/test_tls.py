@@ -29,6 +29,7 @@ from treadle.client import (
 )
 from treadle.client.access.bearer_token import BearerToken, masked
 from treadle.client.address import is_loopback
+from treadle.server.access.callers import authenticator
 
 from .fake import FakeServer, FakeService, status
 from .shell import complaint, out, run
@@ -400,10 +401,7 @@ class TestRefusals:
     ) -> None:
         path = tmp_path / "secret.txt"
         path.write_text("password123")
-        service.failure = status(
-            code_pb2.UNAUTHENTICATED,
-            "the metadata 'authorization' is not 'Bearer TOKEN' with a token of this server, ...",
-        )
+        service.failure = status(code_pb2.UNAUTHENTICATED, authenticator._MALFORMED)
         path.chmod(0o600)
         said = complaint(run(server.address, "--token-file", str(path), "info"), 1)
         assert said == (

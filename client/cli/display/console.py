@@ -142,12 +142,21 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal, as they are now."""
-        return shutil.get_terminal_size((FALLBACK_WIDTH, FALLBACK_HEIGHT)).columns
+        return self._size().columns
 
     @property
     def height(self) -> int:
         """Lines of the terminal, as they are now."""
-        return shutil.get_terminal_size((FALLBACK_WIDTH, FALLBACK_HEIGHT)).lines
+        return self._size().lines
+
+    def _size(self) -> os.terminal_size:
+        """Returns the size of this terminal, unless the environment gives one."""
+        if self.descriptor is not None and not {"COLUMNS", "LINES"} & set(os.environ):
+            with contextlib.suppress(OSError):
+                size = os.get_terminal_size(self.descriptor)
+                if size.columns > 0 and size.lines > 0:
+                    return size
+        return shutil.get_terminal_size((FALLBACK_WIDTH, FALLBACK_HEIGHT))
 
     def line(self, text: str = "") -> None:
         """Writes a line; on a terminal, without characters that control the terminal."""

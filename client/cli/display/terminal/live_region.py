@@ -36,6 +36,7 @@ class LiveRegion:
         """Begins to draw."""
         self._console.begin_live(self._live.stop)
         self._live.start()
+        self._rich.show_cursor(True)  # so that it is there after Ctrl-Z and `kill -9`, too
 
     def draw(self, content: RenderableType, above: Text | None = None) -> None:
         """Draws the lines in place of those before.
@@ -45,11 +46,11 @@ class LiveRegion:
             above: What is printed above them, and stays.
         """
         self._take_back_wrapped()
+        if above is not None:
+            self._rich.print(above)
         lines = self._rich.render_lines(content, pad=False)[: max(1, self._rich.height - 1)]
         self._widths = [Segment.get_line_length(line) for line in lines]
-        self._live.update(SegmentLines(lines, new_lines=True), refresh=above is None)
-        if above is not None:
-            self._rich.print(above)  # draws the lines as well
+        self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
 
     def close(self) -> None:
         """Removes the lines."""

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from treadle.client.cli.display.console import Console, printable
 from treadle.client.cli.display.numbers import number_text
-from treadle.client.cli.display.progress import GAP, RunFacts, validation_parts
+from treadle.client.cli.display.progress import GAP, RunFacts, state_line, validation_parts
 from treadle.client.cli.display.reports import PlainReport, break_line, sample_lines
 from treadle.client.cli.display.terminal.live_region import LiveRegion
 from treadle.client.cli.display.terminal.training_view import CURVE_ROWS, TrainingView
@@ -55,6 +55,8 @@ class RichReport(PlainReport):
     def show(self, event: JobEvent) -> None:
         """Prints what stays of an event, and draws the rest."""
         self._view.update(event)
+        if event.HasField("state"):
+            self._view.status = self._in_flags(state_line(event.state))
         super().show(event)
         now = time.monotonic()
         due = now - self._drawn_at >= REFRESH_S or not event.HasField("progress")

@@ -60,6 +60,7 @@ class TransferBar:
         """Begins to draw."""
         self._console.begin_live(self._progress.stop)
         self._progress.start()
+        self._progress.console.show_cursor(True)  # so that it is there after Ctrl-Z, too
 
     def show(self, done_bytes: int, total_bytes: int | None) -> None:
         """Draws the progress, at most every REFRESH_S."""
