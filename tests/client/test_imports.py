@@ -14,6 +14,7 @@ HEAVY = (
     "numpy",
     "numba",
     "rich",
+    "shtab",
     "tomlkit",
     "treadle.kernels",
     "treadle.model",
@@ -100,6 +101,10 @@ def test_everything_works_without_the_servers_packages(server: FakeServer, tmp_p
     assert "train" in python(code, address, "curve", "latest")
     assert "threads" in python(code, address, "info")
     assert python(code, address, "health") == "serving\n"
+    assert "exit-codes" in python(code, address, "help")
+    assert python(code, address, "help", "jobs").startswith("Training jobs\n===")
+    assert python(code, address, "help", "--man").startswith(".TH TREADLE")
+    assert python(code, address, "completion", "--list", "models") == "model-1\n"
 
 
 def test_every_public_name_is_there() -> None:
