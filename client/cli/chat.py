@@ -25,7 +25,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle chat`."""
     parser = commands.add_parser(
         "chat",
-        help="talk with a model that has a memory",
         description="Read lines, and let the model continue from each of them up to a stop. Its "
         "memory of the conversation is a few kilobytes, which /save writes to a file. /help "
         "lists the other commands.",

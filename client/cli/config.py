@@ -48,7 +48,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle config` and its actions."""
     parser = commands.add_parser(
         "config",
-        help="show and change profiles of connections",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -40,7 +40,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle curve`."""
     parser = commands.add_parser(
         "curve",
-        help="draw the losses of a job",
         description="Draw the training and validation loss of a job by its steps, in the "
         "terminal or into a file. A dotted line is the n-gram's loss.",
     )

@@ -9,12 +9,11 @@ from treadle.client.cli.connect import connect, request_options
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
+from treadle.client.cli.options.model_options import add_model, check_model
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
-    add_model,
-    check_model,
 )
 from treadle.client.errors import InputError
 
@@ -23,7 +22,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle embed`."""
     parser = commands.add_parser(
         "embed",
-        help="turn texts into vectors",
         description="Print the hidden state after each text as a vector: a JSON object per line "
         "with the text, its number of tokens and the values.",
         fill=_add_options,

@@ -15,13 +15,12 @@ from treadle.client.cli.display.tables import token_table
 from treadle.client.cli.generate_many import add_items, print_items, wants_items
 from treadle.client.cli.input.text_input import read_text
 from treadle.client.cli.options.field_flags import add_flags, groups
+from treadle.client.cli.options.model_options import add_model, check_model
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
-    add_model,
-    check_model,
 )
 from treadle.client.cli.options.state_options import save_path
 from treadle.client.errors import InputError
@@ -38,7 +37,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle generate`."""
     parser = commands.add_parser(
         "generate",
-        help="generate text from a model",
         description="Generate text and print it as it is generated, without the prompt, and a "
         "newline at the end. With -n, generate several texts at once and print one per line.",
         fill=_add_options,

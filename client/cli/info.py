@@ -27,7 +27,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle info` and `treadle health`."""
     info = commands.add_parser(
         "info",
-        help="describe the server: version, limits and load",
         description="Describe the server: its version, its limits and the load on it. A server "
         "that knows its callers also says who you are, what you may do, and what you have used.",
     )
@@ -36,7 +35,6 @@ def add_parsers(commands: Commands) -> None:
     info.set_defaults(run=run_info)
     health = commands.add_parser(
         "health",
-        help="ask whether the server serves",
         description="Ask the standard health service; exit with 0 if the server serves, with 1 "
         "if it does not, with 3 if it cannot be reached.",
     )

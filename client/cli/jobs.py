@@ -74,7 +74,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle jobs` and its actions."""
     parser = commands.add_parser(
         "jobs",
-        help="list, show, cancel, pause, resume or delete training jobs",
         description="List training jobs, newest first, or show or control one.",
         fill=_add_actions,
     )

@@ -18,47 +18,33 @@ from functools import partial
 from types import FrameType
 
 from treadle.client.access.bearer_token import without_secrets
-from treadle.client.cli import (
-    chat,
-    config,
-    curve,
-    embed,
-    generate,
-    info,
-    jobs,
-    models,
-    score,
-    score_stream,
-    train,
-    watch,
-)
+from treadle.client.argument_names import ArgumentNames
 from treadle.client.cli.display.console import Console, printable
-from treadle.client.cli.local import run, serve
-from treadle.client.cli.options.flag_names import argument_names
 from treadle.client.cli.options.parser import Parser, Version
 from treadle.client.cli.options.shared import add_connection
-from treadle.client.cli.shell import completion, help  # noqa: A004 - the command's name
 from treadle.client.errors import NotFoundError, ServerError, TreadleError
 
-COMMANDS = (
-    run,
-    train,
-    jobs,
-    watch,
-    curve,
-    generate,
-    chat,
-    score,
-    score_stream,
-    embed,
-    models,
-    info,
-    config,
-    serve,
-    completion,
-    help,
-)
-"""The modules of the commands, in the order of the help."""
+COMMANDS = {
+    "run": ("local.run", "train on a file and talk with the model, in one step"),
+    "train": ("train", "train a model on a file, or on several"),
+    "jobs": ("jobs", "list, show, cancel, pause, resume or delete training jobs"),
+    "watch": ("watch", "watch a job"),
+    "curve": ("curve", "draw the losses of a job"),
+    "generate": ("generate", "generate text from a model"),
+    "chat": ("chat", "talk with a model that has a memory"),
+    "score": ("score", "score text with a model"),
+    "score-stream": ("score_stream", "score lines as they arrive, and learn from them"),
+    "embed": ("embed", "turn texts into vectors"),
+    "models": ("models", "list, show, name, delete, move or export models"),
+    "info": ("info", "describe the server: version, limits and load"),
+    "health": ("info", "ask whether the server serves"),
+    "config": ("config", "show and change profiles of connections"),
+    "serve": ("local.serve", "run a server on this machine"),
+    "completion": ("shell.completion", "print a script that completes commands in a shell"),
+    "help": ("shell.help", "explain a topic or a command"),
+}
+"""The commands in the order of the help: the module of each below `treadle.client.cli`, which is
+imported when the command is named, and what the command does."""
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -81,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, help="print the version and exit")
     add_connection(parser)
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in COMMANDS:
-        command.add_parsers(commands)
+    for name, (module, text) in COMMANDS.items():
+        commands.add_module(name, f"treadle.client.cli.{module}", text)
     return parser
 
 
@@ -149,7 +135,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         parsed = parser.parse_args(arguments)
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else 2
-    console.argument_names = partial(argument_names, parser, parsed)
+    console.argument_names = partial(_argument_names, parser, parsed)
     if getattr(parsed, "plain", False):
         console.use_plain_lines()
     try:
@@ -159,6 +145,13 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
 
         sentence = error.in_names_of(console.argument_names())
         return _fail(sentence + model_suggestion(parsed, sentence), error.exit_code)
+
+
+def _argument_names(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> ArgumentNames:
+    """Returns the names of the parsed command; see `argument_names`."""
+    from treadle.client.cli.options.flag_names import argument_names
+
+    return argument_names(parser, parsed)
 
 
 def _sentence(error: TreadleError, console: Console) -> str:

@@ -59,7 +59,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle models` and its actions."""
     parser = commands.add_parser(
         "models",
-        help="list, show, name, delete, move or export models",
         description="List the newest version of every model, or show, name or delete one.",
     )
     parser.set_defaults(run=run_list)

@@ -17,13 +17,12 @@ from treadle.client.cli.display.tables import fit, print_tokens
 from treadle.client.cli.input.labeled_texts import LabeledText, labeled_lines, with_labels
 from treadle.client.cli.input.text_input import input_name, read_text
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
+from treadle.client.cli.options.model_options import add_model, check_model
 from treadle.client.cli.options.output_options import add_output, output_format
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
-    add_model,
-    check_model,
 )
 from treadle.client.cli.options.state_options import save_path
 from treadle.client.errors import InputError
@@ -54,7 +53,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle score`."""
     parser = commands.add_parser(
         "score",
-        help="score text with a model",
         description="Print how likely a model finds texts: the sum of log-probabilities in "
         "nats, nats per token, perplexity and bits per character.",
         fill=_add_options,

@@ -20,13 +20,12 @@ from treadle.client.cli.display.stream_rows import Rows, add_up
 from treadle.client.cli.input.stream_input import StreamInput, Unit, units
 from treadle.client.cli.input.text_input import input_name, open_input, text_source
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
+from treadle.client.cli.options.model_options import add_model, check_model
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
-    add_model,
-    check_model,
 )
 from treadle.client.cli.options.state_options import save_path
 from treadle.client.cli.options.stream_options import add_learning, add_rows, check
@@ -61,7 +60,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle score-stream`."""
     parser = commands.add_parser(
         "score-stream",
-        help="score lines as they arrive, and learn from them",
         description="Read lines as they arrive and print how surprising each of them is, in nats, "
         "before the line. A model of one item per line scores each line as an item; one of running "
         "text scores a line after all those before it. Ends at the end of the input or by Ctrl-C.",

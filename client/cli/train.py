@@ -39,7 +39,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle train`."""
     parser = commands.add_parser(
         "train",
-        help="train a model on a file, or on several",
         description="Train a model on a file, or on several. A terminal shows a live progress "
         "bar; piped, or with --json, each event is one JSON object per line.",
         fill=_add_options,

@@ -16,7 +16,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle watch`."""
     parser = commands.add_parser(
         "watch",
-        help="watch a job",
         description="Show the events of a job from its first one on, and those to come, as "
         "`treadle train` does. Leaving does not stop the job.",
         fill=_add_options,

@@ -84,8 +84,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     words = ["--data-dir", str(tmp_path / "data")]
     server = LocalServer("127.0.0.1:0", tmp_path / "log" / "server.log", words)
-    with pytest.raises(ServerStartError, match="on this machine: the data directory"):
-        server.start()
+    server.start()
+    until = time.monotonic() + PATIENCE_S
+    while server.is_running and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(ServerStartError, match="has ended: the data directory"):
+        server.check()
     assert not server.is_running
 
 
@@ -139,6 +143,17 @@ def test_a_file_that_cannot_be_used(
 
 
 # --------------------------------------------------------------------------- run
+
+
+def test_a_server_that_ends_at_once_ends_the_command(names: Path, tmp_path: Path) -> None:
+    words = command(free_address(), "run", str(names), "--data-dir", "/dev/null/data")
+    env = environment(**homes(tmp_path))
+    done = subprocess.run(words, env=env, capture_output=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    said = done.stderr.decode().splitlines()
+    assert said[0].startswith("treadle: started a server at 127.0.0.1:")
+    assert said[1].startswith("treadle: the server on this machine has ended: the data directory")
+    assert len(said) == 2
 
 
 def test_a_server_of_another_machine_is_not_started_here(names: Path) -> None:

@@ -15,9 +15,6 @@ from types import FrameType
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.errors import TreadleError
 
-START_S = 120.0
-"""The longest that a server may take until it listens; its kernels may take longer."""
-
 STOP_S = 15.0
 """The longest that a server may take to stop, which has a grace period of its own."""
 
@@ -29,7 +26,7 @@ ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 class ServerStartError(TreadleError):
-    """The server on this machine could not start."""
+    """The server on this machine did not start, or has ended."""
 
 
 class LocalServer:
@@ -62,38 +59,27 @@ class LocalServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it, and waits until it listens.
-
-        Raises:
-            ServerStartError: It ended, or took too long; the message has its last words.
-        """
+        """Starts it; it answers soon, and serves once its kernels are compiled."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 self._words,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        ready = self._first_line()
-        if "listening on" not in ready:
-            reason = self.last_words()
-            self.stop()
-            raise ServerStartError(f"no server could be started on this machine: {reason}")
-        self.address = ready.split()[-1]
 
-    def _first_line(self) -> str:
-        """Returns the line in which it says where it listens; empty if it ended instead."""
-        process = self._process
-        assert process is not None
-        assert process.stdout is not None
-        late = threading.Timer(START_S, process.kill)
-        late.start()
-        try:
-            return process.stdout.readline().decode(errors="replace").strip()
-        finally:
-            late.cancel()
+    def check(self) -> None:
+        """Checks that it runs.
+
+        Raises:
+            ServerStartError: It has ended; the message has its last words.
+        """
+        if not self.is_running:
+            raise ServerStartError(
+                f"the server on this machine has ended: {self.last_words()} (log {self.log})"
+            )
 
     def last_words(self) -> str:
         """Returns the last line of its log, without its own name."""
@@ -102,7 +88,7 @@ class LocalServer:
             lines = file.read().decode(errors="replace").strip().splitlines()
             if lines:
                 return lines[-1].removeprefix("treadle-server: ")
-        return f"see {self.log}"
+        return "it says nothing"
 
     def stop(self) -> None:
         """Stops it by its id, unless it is to be kept; a second Ctrl-C ends it at once."""
@@ -116,8 +102,6 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 @contextlib.contextmanager

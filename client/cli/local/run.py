@@ -42,6 +42,12 @@ ANSWER_S = 3.0
 READY_S = 3600.0
 """The longest that its kernels may take."""
 
+LOOK_S = 2.0
+"""How often to look whether a server that was started still runs."""
+
+NOTICE_S = 3.0
+"""Seconds between two notices of the progress of its kernels."""
+
 LINES = 10
 """How many lines are printed of a model of lines."""
 
@@ -61,7 +67,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle run`."""
     parser = commands.add_parser(
         "run",
-        help="train on a file and talk with the model, in one step",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         fill=_add_options,
@@ -139,7 +144,7 @@ def _server(args: argparse.Namespace, console: Console) -> Iterator[None]:
     try:
         with connect(args, ANSWER_S) as client:
             client.health()
-            client.wait_ready(READY_S, _report_start)
+            client.wait_ready(READY_S, _StartNotice())
         yield
         return
     except UnavailableError:
@@ -151,7 +156,7 @@ def _server(args: argparse.Namespace, console: Console) -> Iterator[None]:
     with stopped_by_signals(server):
         server.start()
         announce(server)
-        args.server = server.address
+        args.server = address
         args.tls = False
         _wait_ready(args, server)
         args.is_own_server = True
@@ -161,27 +166,37 @@ def _server(args: argparse.Namespace, console: Console) -> Iterator[None]:
 
 
 def _wait_ready(args: argparse.Namespace, server: LocalServer) -> None:
-    """Waits for the kernels of a server that was started.
+    """Waits until a server that was started serves.
 
     Raises:
-        UnavailableError: It ended, or took too long.
+        ServerStartError: It ended instead.
+        UnavailableError: It took too long.
     """
     deadline = time.monotonic() + READY_S
+    notice = _StartNotice()
     with connect(args) as client:
         while True:
+            server.check()
             try:
-                client.wait_ready(2 * ANSWER_S, _report_start)
+                client.wait_ready(LOOK_S, notice)
                 return
             except UnavailableError:
-                if server.is_running and time.monotonic() < deadline:
-                    continue
-                reason = server.last_words()
-                raise UnavailableError(f"the server at {server.address} ended: {reason}") from None
+                if time.monotonic() > deadline:
+                    raise
 
 
-def _report_start(progress: str) -> None:
-    """Says what a starting server does."""
-    print_notice(f"waiting for the server: {progress}; only the first start takes so long")
+class _StartNotice:
+    """Says from time to time what a starting server does."""
+
+    def __init__(self) -> None:
+        self._due_s = time.monotonic() + NOTICE_S
+
+    def __call__(self, progress: str) -> None:
+        """Writes the progress to standard error, unless it has done so just before."""
+        if time.monotonic() < self._due_s:
+            return
+        self._due_s = time.monotonic() + NOTICE_S
+        print_notice(f"waiting for the server: {progress}; only the first start takes so long")
 
 
 def _resumable(path: str) -> str:

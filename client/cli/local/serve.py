@@ -19,7 +19,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle serve`."""
     parser = commands.add_parser(
         "serve",
-        help="run a server on this machine",
         description="Run a server on this machine until Ctrl-C. The flags are those of "
         "treadle-server: `treadle serve --help` lists them where the extra `server` is installed "
         "(pip install 'treadle[server]').",

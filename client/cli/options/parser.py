@@ -6,7 +6,8 @@ import argparse
 import itertools
 import sys
 from collections import UserDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from treadle.client.access.bearer_token import without_secrets
@@ -18,10 +19,25 @@ Fill: TypeAlias = "Callable[[Parser], None]"
 
 
 class Parsers(UserDict[str, "Parser"]):
-    """The parsers of commands by name; each gets its arguments when it is looked up."""
+    """The parsers of commands by name; each is made, with its arguments, when it is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.importing: dict[str, Callable[[], None]] = {}
+        """How to add the parsers of commands whose module is not imported yet."""
+
+    def __contains__(self, name: object) -> bool:
+        """Returns whether there is such a command, imported or not."""
+        return name in self.data or name in self.importing
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the names of the commands, in the order of the help."""
+        return iter({**self.importing, **self.data})
 
     def __getitem__(self, name: str) -> Parser:
         """Returns a parser with its arguments."""
+        if name not in self.data and name in self.importing:
+            self.importing[name]()
         parser = super().__getitem__(name)
         parser.fill()
         return parser
@@ -42,8 +58,20 @@ class Commands(SubParsersAction):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._name_parser_map = Parsers()  # type: ignore[assignment]
-        self.choices = self._name_parser_map
+        self.parsers = Parsers()
+        self._name_parser_map = self.parsers  # type: ignore[assignment]
+        self.choices = self.parsers  # type: ignore[assignment]
+
+    def add_module(self, name: str, module: str, text: str) -> None:
+        """Adds a command of a module that is imported when the command is named.
+
+        Args:
+            name: The name.
+            module: The module, whose `add_parsers` adds the command.
+            text: What the command does, for the list of commands.
+        """
+        self.parsers.importing[name] = lambda: import_module(module).add_parsers(self)
+        self._choices_actions.append(self._ChoicesPseudoAction(name, (), text))
 
     def add_parser(self, name: str, *, fill: Fill | None = None, **settings: Any) -> Parser:
         """Adds a command.
@@ -56,7 +84,11 @@ class Commands(SubParsersAction):
         Returns:
             The command's parser.
         """
-        parser = super().add_parser(name, **settings)
+        if name in self.parsers.importing:
+            parser = self._parser_class(prog=f"{self._prog_prefix} {name}", **settings)
+            self.parsers.data[name] = parser
+        else:
+            parser = super().add_parser(name, **settings)
         parser.on_fill = fill
         return parser
 

@@ -41,7 +41,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle completion`."""
     parser = commands.add_parser(
         "completion",
-        help="print a script that completes commands in a shell",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,7 +15,6 @@ def add_parsers(commands: Commands) -> None:
     """Adds `treadle help`."""
     parser = commands.add_parser(
         "help",
-        help="explain a topic or a command",
         description="Explain a topic or a command. Without a word, list the topics.",
     )
     parser.add_argument(
