@@ -56,6 +56,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ImportModelSpec": ("models push", "models import"),
     "StateDictSpec": ("models import",),
     "GetServerInfoRequest": ("info",),
+    # Files for clients of the HTTP address; a command uploads what it trains on itself.
+    "FileSpec": (),
+    "UploadFileRequest": (),
+    "ListFilesRequest": (),
+    "GetFileRequest": (),
+    "ReadFileRequest": (),
+    "DeleteFileRequest": (),
 }
 """The commands behind each message of a request."""
 
