@@ -10,6 +10,9 @@ from dataclasses import dataclass
 ADDRESS = "127.0.0.1:50051"
 """Where the pages say that the server listens; the tests put the address of their own."""
 
+HTTP_ADDRESS = "127.0.0.1:8080"
+"""The same for HTTP."""
+
 
 @dataclass(frozen=True)
 class Edit:

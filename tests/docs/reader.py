@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from .changes import ADDRESS, EDITS, ENDLESS, NOT_RUN, PROGRAMS, Endless
+from .changes import ADDRESS, EDITS, ENDLESS, HTTP_ADDRESS, NOT_RUN, PROGRAMS, Endless
 from .pages import RUN, Block, blocks
 
 PATIENCE_S = 900.0
@@ -39,16 +39,16 @@ def is_run(block: Block) -> bool:
 
 def asks_a_server(block: Block) -> bool:
     """Returns whether a block needs a server."""
-    return block.language == "sh" or ADDRESS in block.text
+    return block.language == "sh" or ADDRESS in block.text or HTTP_ADDRESS in block.text
 
 
-def edited(block: Block, address: str) -> str:
+def edited(block: Block, address: str, http_address: str) -> str:
     """Returns the text of a block as the tests run it."""
     text = block.text
     for edit in EDITS:
         if edit.page == block.page:
             text = text.replace(edit.old, edit.new)
-    return text.replace(ADDRESS, address)
+    return text.replace(ADDRESS, address).replace(HTTP_ADDRESS, http_address)
 
 
 def brief(printed: str) -> str:
@@ -115,6 +115,8 @@ class Reader:
         self._folder = folder
         self._server: Running | None = None
         self._address = ""
+        self._http_address = ""
+        self._has_http = any(HTTP_ADDRESS in block.text for block in blocks(page))
         self._variables = {
             name: value for name, value in os.environ.items() if not name.startswith("TREADLE_")
         } | {
@@ -122,17 +124,20 @@ class Reader:
             "TREADLE_DATA_DIR": str(folder / "treadle-data"),
             # Where `treadle config` keeps profiles.
             "XDG_CONFIG_HOME": str(folder / "config"),
+            "CURL_HOME": str(folder),
         }
+        (folder / ".curlrc").write_text('fail-with-body\nnoproxy = "127.0.0.1"\n')
 
     def follow(self) -> None:
         """Runs all blocks of the page."""
         try:
             for block in filter(is_run, blocks(self._page)):
                 if SERVER.search(block.text):
-                    self._start(edited(block, self._address))
+                    self._start(edited(block, self._address, "127.0.0.1:0"))
                     continue
                 if self._server is None and asks_a_server(block):
-                    self._start("treadle-server")
+                    http = " --http-address 127.0.0.1:0" if self._has_http else ""
+                    self._start(f"treadle-server{http}")
                 if block.language == "python":
                     self._run_python(block)
                 else:
@@ -146,6 +151,8 @@ class Reader:
         self._server = Running(commands, self._folder, self._variables)
         self._address = self._server.wait_for(r"listening on (\S+)")[1]
         self._variables["TREADLE_ADDRESS"] = self._variables["TREADLE_SERVER"] = self._address
+        if "--http-address" in commands:
+            self._http_address = self._server.wait_for(r"answers HTTP at https?://(\S+)")[1]
 
     def _stop(self) -> None:
         if self._server is not None:
@@ -158,7 +165,7 @@ class Reader:
         missing = [name for name in PROGRAMS if name in block.text and shutil.which(name) is None]
         if missing:
             return
-        running = Running(edited(block, self._address), self._folder, self._variables)
+        running = Running(self._edited(block), self._folder, self._variables)
         try:
             endless = endless_of(block)
             if endless is not None:
@@ -176,11 +183,14 @@ class Reader:
 
     def _run_python(self, block: Block) -> None:
         # The blank lines before it give a traceback the line numbers of the page.
-        code = "\n" * (block.line - 1) + edited(block, self._address)
+        code = "\n" * (block.line - 1) + self._edited(block)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.chdir(self._folder):
             exec(compile(code, block.page, "exec"), {"__name__": "__main__"})
         self._compare(block, printed.getvalue())
+
+    def _edited(self, block: Block) -> str:
+        return edited(block, self._address, self._http_address)
 
     def _compare(self, block: Block, printed: str) -> None:
         for line in PRINTS.findall(block.text):
