@@ -51,11 +51,14 @@ def save_model(
         InputError: The file exists, or cannot be written.
         ServerError: The call failed.
     """
-    if not overwrite and os.path.lexists(path):
-        raise InputError(f"{display_path(path)} exists: set overwrite to replace it", "overwrite")
     if os.path.isdir(path):
         raise InputError(f"{display_path(path)} is a directory: give the name of a file")
-    part = os.fspath(path) + PART
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe, which stays one
+        return _fetch(download, os.fspath(path), False, on_progress)
+    if not overwrite and os.path.lexists(path):
+        raise InputError(f"{display_path(path)} exists: set overwrite to replace it", "overwrite")
+    path = os.path.realpath(path)  # a link stays, and leads to the new file
+    part = path + PART
     has_part = os.path.isfile(part) and os.path.getsize(part) > 0
     try:
         model = _fetch(download, part, has_part, on_progress)
@@ -83,7 +86,8 @@ def _fetch(
     with closing(fetching), _open_to_write(part, "ab" if goes_on else "wb") as file:
         write_chunks(fetching, file, part, on_progress)
         try:
-            os.fsync(file.fileno())
+            if os.path.isfile(part):
+                os.fsync(file.fileno())
         except OSError as error:
             raise _unwritable(part, error) from error
     return model
@@ -92,8 +96,8 @@ def _fetch(
 class Writable(Protocol):
     """An open file of bytes."""
 
-    def write(self, data: bytes, /) -> object:
-        """Writes bytes."""
+    def write(self, data: memoryview, /) -> object:
+        """Writes bytes; returns how many."""
 
 
 def write_chunks(
@@ -114,12 +118,20 @@ def write_chunks(
     on_progress(download.received, download.model.size_bytes)
     for chunk in download.chunks():
         try:
-            file.write(chunk)
+            _write_all(file, chunk)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise _unwritable(name, error) from error
         on_progress(download.received, download.model.size_bytes)
+
+
+def _write_all(file: Writable, chunk: bytes) -> None:
+    """Writes all bytes; a file without a buffer may take a part of them at once."""
+    left = memoryview(chunk)
+    while left:
+        taken = file.write(left)
+        left = left[taken:] if isinstance(taken, int) else left[:0]
 
 
 class ModelFile:

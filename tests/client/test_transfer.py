@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,24 @@ def test_places_where_nothing_can_be_written_are_named(
             client.export_model("m", path, overwrite=True)
 
 
+def test_links_and_devices_stay_what_they_are(
+    client: Client, filled: FakeService, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    client.export_model("m", tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "m").read_bytes() == DATA
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    client.export_model("m", pipe)
+    reader.join()
+    assert read == [DATA]
+    assert pipe.is_fifo()
+
+
 def test_a_broken_download_continues_where_it_was(
     client: Client, filled: FakeService, tmp_path: Path
 ) -> None:
@@ -129,6 +149,16 @@ def test_an_open_file_takes_the_bytes(client: Client, filled: FakeService) -> No
     filled.cuts = [3000]
     file = io.BytesIO()
     assert client.export_model("m@stable", file).sha256 == SHA256
+    assert file.getvalue() == DATA
+
+
+def test_a_file_that_takes_little_at_once_gets_all(client: Client, filled: FakeService) -> None:
+    class Slow(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(bytes(data)[:7])
+
+    file = Slow()
+    client.export_model("m", file)
     assert file.getvalue() == DATA
 
 
