@@ -94,6 +94,7 @@ DISTRIBUTIONS = {
     "llvmlite": "numba",  # which pins its version
     "numba": "numba",
     "numpy": "numpy",
+    "opentelemetry": "opentelemetry-sdk",
     "outlines_core": "outlines-core",
     "prometheus_client": "prometheus-client",
     "rich": "rich",
@@ -123,7 +124,7 @@ def imported_modules(folder: str) -> set[str]:
     ("folder", "extras"),
     [
         ("client", ["cli"]),
-        ("server", ["server", "http", "oidc"]),
+        ("server", ["server", "http", "oidc", "otel"]),
         ("model", ["server", "bpe"]),
         ("kernels", ["server"]),
     ],
