@@ -112,6 +112,16 @@ NOT_RUN = [
         "NUMBA_CPU_NAME=haswell",
         "compiles every kernel for another processor: tests/exactness/test_processors.py",
     ),
+    NotRun(
+        "docs/observability.md",
+        "curl --silent --retry 9",
+        "takes a port of this machine: tests/server/test_metrics.py",
+    ),
+    NotRun(
+        "docs/observability.md",
+        "--otlp-endpoint",
+        "needs a collector: tests/server/test_tracing.py",
+    ),
     NotRun("docs/operations.md", "docker build", "as in README.md"),
     NotRun("docs/operations.md", "docker run --rm", "as in README.md"),
     NotRun("docs/operations.md", "docker run --read-only", "as in README.md"),
