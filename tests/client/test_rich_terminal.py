@@ -107,6 +107,16 @@ def test_markup_and_controls_of_the_server_are_shown(
     assert "\u202e" not in seen
 
 
+@pytest.mark.parametrize("rich", [True, False])
+def test_notices_of_a_finished_run_are_printed_once(
+    server: FakeServer, service: FakeService, rich: bool
+) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    service.events[job][-1].completed.training.notices.append("time was the limit")
+    seen = ESCAPES.sub("", watch(server.address, "watch", job, rich=rich))
+    assert seen.count("note: time was the limit") == 1
+
+
 def test_lists_and_details_are_tables(server: FakeServer, service: FakeService) -> None:
     job = service.accept(v1.TrainSpec(model="m"))
     models = ESCAPES.sub("", watch(server.address, "models", width=140, rich=True))

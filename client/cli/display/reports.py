@@ -121,7 +121,6 @@ class PlainReport(Report):
                 self.show_validation(event.validation)
             case "completed":
                 self.print(completed_line(event.completed))
-                self.print_notices(event.completed.training.notices)
 
     def show_state(self, change: JobStateChange) -> None:
         """Prints a change of state, unless it is a normal one without a reason."""

@@ -92,8 +92,8 @@ class RichReport(PlainReport):
         """Prints a line above the display, with the others of the event."""
         if self._only_curve:
             return
-        style = "dim" if line.startswith("note:") else ""
-        self._above.append(Text(printable(line), style))
+        for part in printable(line).split("\n"):
+            self._above.append(Text(part, "dim" if part.startswith("note:") else ""))
 
     def close(self) -> None:
         """Removes the display."""
