@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,14 @@ from treadle.server.http.http_server import _bind
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, tiny_spec, wait_for
+from .openai_client import OPENER, connect
 
 LINES = b"anna\nbertha\ncarla\ndora\nemma\nfrieda\n" * 20
 
 
 @pytest.fixture(scope="module")
 def client(http_server: Server) -> Iterator[openai.OpenAI]:
-    url = f"{http_server.http_url}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
+    with connect(http_server) as client:
         yield client
 
 
@@ -143,7 +144,7 @@ def test_a_stream_ends_with_its_reason_and_its_usage(
 def test_the_bytes_of_a_stream(http_server: Server, http_model: str) -> None:
     body = json.dumps({"model": http_model, "prompt": "the ", "stream": True}).encode()
     request = urllib.request.Request(f"{http_server.http_url}/v1/completions", body)
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+    with OPENER.open(request, timeout=PATIENCE_S) as response:
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         events = response.read().split(b"\n\n")
     assert events[-2:] == [b"data: [DONE]", b""]
@@ -261,7 +262,10 @@ def test_a_state_continues_a_text(client: openai.OpenAI, http_model: str) -> Non
 def test_an_async_client(http_server: Server, http_model: str) -> None:
     async def run() -> tuple[str, list[str]]:
         url = f"{http_server.http_url}/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
+        async with openai.AsyncOpenAI(
+            base_url=url, api_key="none", max_retries=0, http_client=http_client
+        ) as client:
             asked: Any = {"model": http_model, "prompt": "the ", "seed": 1, "max_tokens": 40}
             made = await client.completions.create(**asked)
             streams = [client.completions.create(**asked, stream=True) for _ in range(4)]
@@ -271,6 +275,24 @@ def test_an_async_client(http_server: Server, http_model: str) -> None:
 
     text, texts = asyncio.run(run())
     assert texts == [text] * 4
+
+
+def test_an_error_in_a_stream_is_its_last_event(start: Callable[..., Server]) -> None:
+    server = start("--http-address", "127.0.0.1:0", "--grace-s", "0.1")
+    server.caller.trained(tiny_spec("m"))
+    asked = {"model": "m", "prompt": "the ", "max_tokens": 100_000, "stream": True, "logprobs": 5}
+    url = f"{server.http_url}/v1/completions"
+    with OPENER.open(
+        urllib.request.Request(url, json.dumps(asked).encode()), timeout=PATIENCE_S
+    ) as response:
+        first = response.readline()
+        server.process.send_signal(signal.SIGTERM)
+        events = response.read().strip().split(b"\n\n")
+    assert json.loads(first.removeprefix(b"data: "))["choices"]
+    error = json.loads(events[-1].removeprefix(b"data: "))["error"]
+    assert error["type"] == "server_error"
+    assert "shut down" in error["message"]
+    server.wait()
 
 
 def test_a_client_that_leaves_ends_its_texts(
@@ -382,7 +404,7 @@ BODIES: dict[str, bytes] = {
 def test_a_body_that_is_no_request(http_server: Server, fault: str) -> None:
     url = f"{http_server.http_url}/v1/completions"
     with pytest.raises(urllib.error.HTTPError) as failure:
-        urllib.request.urlopen(urllib.request.Request(url, BODIES[fault]), timeout=PATIENCE_S)
+        OPENER.open(urllib.request.Request(url, BODIES[fault]), timeout=PATIENCE_S)
     assert failure.value.code == 400
     assert json.loads(failure.value.read())["error"]["type"] == "invalid_request_error"
 

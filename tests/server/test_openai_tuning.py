@@ -15,17 +15,13 @@ from treadle.server.access.callers.access_token import new_access_token
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, long_spec, tiny_spec, wait_for
+from .openai_client import OPENER, connect
 
 PAIRS = [{"prompt": "the quick", "completion": f" {word} fox."} for word in ("brown", "red")] * 30
 
 
 def lines(items: list[dict[str, str]]) -> bytes:
     return "".join(f"{json.dumps(item)}\n" for item in items).encode()
-
-
-def connect(server: Server, key: str = "none") -> openai.OpenAI:
-    url = f"{server.http_url}/v1"
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +260,7 @@ def test_a_form_that_is_no_upload(http_server: Server, client: openai.OpenAI, fa
     request = urllib.request.Request(f"{http_server.http_url}/v1/files", body)
     request.add_header("content-type", content_type)
     with pytest.raises(urllib.error.HTTPError) as failure:
-        urllib.request.urlopen(request, timeout=PATIENCE_S)
+        OPENER.open(request, timeout=PATIENCE_S)
     error = json.loads(failure.value.read())["error"]
     assert (failure.value.code, error["param"]) == (400, param), error
     assert [file.id for file in client.files.list()] == before
@@ -273,7 +269,7 @@ def test_a_form_that_is_no_upload(http_server: Server, client: openai.OpenAI, fa
 def test_a_form_in_the_other_order(http_server: Server, client: openai.OpenAI) -> None:
     request = urllib.request.Request(f"{http_server.http_url}/v1/files", form(FILE, PURPOSE))
     request.add_header("content-type", FORM)
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+    with OPENER.open(request, timeout=PATIENCE_S) as response:
         made = json.loads(response.read())
     assert client.files.content(made["id"]).read() == b"abc"
 
@@ -310,6 +306,9 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     found: dict[str, Any] = {"server": server, "nobody": connect(server, "wrong")}
     found |= {name: connect(server, token.text) for name, token in tokens.items()}
     yield found
+    for name, client in found.items():
+        if name != "server":
+            client.close()
     server.close()
     for sign in ("Traceback", "internal error", *(token.text for token in tokens.values())):
         assert sign not in server.log

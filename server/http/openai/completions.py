@@ -24,6 +24,7 @@ from treadle.server.http.openai.logprobs import TextLogprobs
 from treadle.server.http.openai.model_ids import fingerprint, job_id, model_id
 from treadle.server.http.openai.openai_error import OpenAIError
 from treadle.server.http.openai.rpc_errors import from_status
+from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -127,9 +128,16 @@ class Completion:
                         raise OpenAIError(400, text, param="max_tokens")
                     if size > held.size:
                         held.resize(2 * size + _STEP_BYTES)
-            choices = ",".join(self._choices(texts))
-            body = f'{self._head}"choices":[{choices}],"usage":{self._usage.json()}}}'
-            return Response(body.encode(), media_type="application/json")
+            if size <= _STEP_BYTES:
+                body = self._body(texts)
+            else:  # what takes long does not keep the event loop
+                body = await thread_pools.JSON.run(self._body, texts)
+            return Response(body, media_type="application/json")
+
+    def _body(self, texts: list[list[Choice]]) -> bytes:
+        """Returns the response with all texts as JSON."""
+        choices = ",".join(self._choices(texts))
+        return f'{self._head}"choices":[{choices}],"usage":{self._usage.json()}}}'.encode()
 
     def _choices(self, texts: list[list[Choice]]) -> Iterator[str]:
         """Yields the texts to return, prompt by prompt, as JSON."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from treadle.server.errors import StatusError
-from treadle.server.http.openai.choice import Usage
 from treadle.server.http.openai.completion_request import token_ids
 from treadle.server.http.openai.json_fields import JsonFields, is_whole, shown
 from treadle.server.http.openai.model_ids import fingerprint, job_id, model_id, read_model_id
 from treadle.server.http.openai.openai_error import invalid
 from treadle.server.http.openai.rpc_errors import from_status
+from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 _NAMES = {"texts": "input", "tokens": "input", "version": "model", "job": "model"}
 """The fields of a request by those of Embed that have another name."""
+
+_MOST_NUMBERS = 1 << 20
+"""The most numbers of one response."""
+
+_NUMBER_BYTES = 50
+"""Bytes of a number in a response while it is written."""
 
 _MOST_LISTS = 100
 """The most texts of one request that are given as ids of tokens: each is a call."""
@@ -56,18 +62,26 @@ async def embed(exchange: Exchange) -> Response:
             if dimensions not in (None, size):
                 text = f"dimensions must be {size}, the length of this model's vectors"
                 raise invalid("dimensions", f"{text}, or left out")
+            if len(embeddings) * size > _MOST_NUMBERS:
+                text = "the vectors are too many for one response: send fewer texts"
+                raise invalid("input", text)
+        with exchange.bodies.budget.reserve(_NUMBER_BYTES * size * len(embeddings), "embeddings"):
+            body = await thread_pools.JSON.run(_write, name, mark, embeddings, in_base64)
+            return Response(body, media_type="application/json")
     except StatusError as error:
         raise from_status(error, _NAMES) from None
+
+
+def _write(name: str, mark: str | None, embeddings: list[pb.Embedding], in_base64: bool) -> bytes:
+    """Returns the response as JSON."""
     tokens = sum(embedding.token_count for embedding in embeddings)
-    usage = Usage(prompt_tokens=tokens)
     data = ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{_vector(embedding, in_base64)}}}'
         for index, embedding in enumerate(embeddings)
     )
     head = json.dumps({"object": "list", "model": name, "system_fingerprint": mark})
-    counts = f'{{"prompt_tokens":{usage.prompt_tokens},"total_tokens":{usage.prompt_tokens}}}'
-    body = f'{head[:-1]}, "data":[{data}],"usage":{counts}}}'
-    return Response(body.encode(), media_type="application/json")
+    counts = f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'
+    return f'{head[:-1]}, "data":[{data}],"usage":{counts}}}'.encode()
 
 
 async def _resolve(

@@ -23,9 +23,11 @@ class TextLogprobs:
     def __init__(self, alternatives: bool) -> None:
         self._alternatives = alternatives
         self._text = ""
-        """The part of the text that is not passed by a token yet."""
+        """The end of the text."""
+        self._begin = 0
+        """Where that begins."""
         self._offset = 0
-        """Where that part begins."""
+        """Where the next token begins."""
         self._hidden = 0
         """Tokens since the last one that has a text of its own."""
 
@@ -39,7 +41,9 @@ class TextLogprobs:
         Returns:
             The object for these tokens, as JSON.
         """
-        self._text += text
+        passed = min(self._offset - self._begin, len(self._text))
+        self._text = self._text[passed:] + text
+        self._begin += passed
         names = list[str]()
         numbers = list[str]()
         tops = list[str]()
@@ -70,17 +74,14 @@ class TextLogprobs:
         if not text:
             self._hidden += 1
             return self._offset
-        gap = self._text.find(text, 0, len(text) + self._hidden + 1)
-        if gap > 0:
-            self._advance(gap)
+        start = self._offset - self._begin
+        found = self._text.find(text, start, start + len(text) + self._hidden + 1)
+        if found > start:
+            self._offset += found - start
         self._hidden = 0
         place = self._offset
-        self._advance(len(text))
+        self._offset += len(text)
         return place
-
-    def _advance(self, count: int) -> None:
-        self._text = self._text[count:]
-        self._offset += count
 
 
 def token_name(token: pb.Token | pb.Alternative) -> str:

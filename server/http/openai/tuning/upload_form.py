@@ -68,7 +68,11 @@ class UploadForm:
         self._has_file = False
         self._is_whole = False
         self._size = 0
-        self._messages: list[pb.UploadFileRequest] = []
+        self._begun = False
+        """Whether the file has begun, and its upload has not."""
+        self._name = ""
+        self._data = bytearray()
+        """Bytes of the file that are not passed to the upload yet."""
 
     async def messages(self) -> AsyncGenerator[pb.UploadFileRequest, None]:
         """Yields the messages of the upload.
@@ -81,8 +85,14 @@ class UploadForm:
                 self._parser.write(chunk)
             except FormParserError as error:
                 raise invalid([("file", f"the form is malformed: {error}"[:200])]) from None
-            while self._messages:
-                yield self._messages.pop(0)
+            if self._begun:
+                self._begun = False
+                yield pb.UploadFileRequest(spec=pb.FileSpec(name=self._name))
+            # One message for what may have come as many small pieces.
+            if self._data:
+                self._size += len(self._data)
+                yield pb.UploadFileRequest(chunk=bytes(self._data))
+                self._data.clear()
         if not self._is_whole:
             raise invalid([("file", "the form is not whole: its last boundary is missing")])
         if not self._has_file:
@@ -132,14 +142,12 @@ class UploadForm:
         if self._has_file:
             raise invalid([("file", "the form has two files: upload one after the other")])
         self._has_file = True
-        name = options.get(b"filename", b"").decode(errors="replace")[:_MAX_NAME]
-        self._messages.append(pb.UploadFileRequest(spec=pb.FileSpec(name=name)))
+        self._begun = True
+        self._name = options.get(b"filename", b"").decode(errors="replace")[:_MAX_NAME]
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         if self._field == "file":
-            if end > start:
-                self._size += end - start
-                self._messages.append(pb.UploadFileRequest(chunk=data[start:end]))
+            self._data += data[start:end]
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD:
