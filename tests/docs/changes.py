@@ -65,6 +65,7 @@ EDITS = [
     Edit("README.md", "tail -c 111540", "tail -c 11154", "scoring it all takes seconds"),
     Edit("README.md", "max_time_s=20", "max_time_s=1", _SHORTER),
     Edit("README.md", "max_time_s=10", "max_time_s=1", _SHORTER),
+    Edit("docs/client.md", "--train-for 20s", "--train-for 1s", _SHORTER),
     Edit("docs/client.md", "--train-for 180s", "--train-for 2s", _SHORTER),
     Edit("docs/client.md", "--max-epochs 5", "--max-steps 50", _SHORTER),
     Edit("docs/client.md", "--max-epochs 2", "--max-steps 20", _SHORTER),
