@@ -71,6 +71,7 @@ EDITS = [
     Edit("docs/client.md", "--max-epochs 2", "--max-steps 20", _SHORTER),
     Edit("docs/client.md", "--max-epochs 1\n", "--max-steps 20\n", _SHORTER),
     Edit("docs/operations.md", "pip install '.[server]'\n", "", _INSTALLED),
+    Edit("docs/openai.md", "pip install openai\n", "", _INSTALLED),
     Edit("docs/operations.md", "/run/treadle/socket", "$PWD/socket", _ELSEWHERE),
     Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),
     Edit("docs/operations.md", "/backup", "backup", _ELSEWHERE),
