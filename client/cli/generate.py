@@ -11,7 +11,7 @@ from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.display.quota_notice import QuotaNotice
-from treadle.client.cli.display.tables import token_table
+from treadle.client.cli.display.tables import print_tokens
 from treadle.client.cli.generate_many import add_items, print_items, wants_items
 from treadle.client.cli.input.text_input import read_text
 from treadle.client.cli.options.field_flags import add_flags, groups
@@ -117,7 +117,9 @@ def _print_one(
     if broken is not None:
         raise broken
     if not getattr(args, "json", False) and _prints_more(options):
-        print(*_summary(generation, result), sep="\n", file=sys.stderr)
+        if generation.tokens:
+            print_tokens(generation.tokens, console.errors, "")
+        print(*_summary(result), sep="\n", file=sys.stderr)
 
 
 def _print_pieces(
@@ -147,17 +149,16 @@ def _print_json(generation: Generation, notice: QuotaNotice, console: Console) -
         console.line(to_line(response))
 
 
-def _summary(generation: Generation, result: GenerateResult) -> list[str]:
-    """Returns lines with each token's log-probability and the counts of the generation."""
+def _summary(result: GenerateResult) -> list[str]:
+    """Returns lines with the counts of the generation."""
     from treadle.client.messages.enums import field_word
 
     reason = field_word(result, "stop_reason").replace("_", " ")
     weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
-    lines = token_table(generation.tokens) if generation.tokens else []
-    lines.append(
+    lines = [
         f"{result.new_tokens} tokens, {number_text(result.total_log_probability)} nats, "
         f"ended by {reason}; seed {result.seed}, {weights}"
-    )
+    ]
     if result.HasField("novelty"):
         new = "new" if result.novelty.is_new else "not new"
         lines.append(f"{new}; longest overlap {result.novelty.longest_overlap} characters")

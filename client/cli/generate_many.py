@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from treadle.client.cli.display.console import Console, one_line
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.quota_notice import QuotaNotice
+from treadle.client.cli.display.tables import pad
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -92,7 +93,7 @@ def _line(text: GeneratedText, args: argparse.Namespace, console: Console) -> st
     if text.result.HasField("novelty"):
         cells.append("new" if text.result.novelty.is_new else "known")
     if console.is_terminal:
-        return "  ".join([line.ljust(24), cells[0].rjust(10), *cells[1:]])
+        return "  ".join([pad(console, line, 24), cells[0].rjust(10), *cells[1:]])
     return "\t".join([line, *cells])
 
 

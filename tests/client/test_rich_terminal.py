@@ -19,7 +19,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from treadle.client.cli.display.console import Console
-from treadle.client.cli.display.tables import fit, print_table
+from treadle.client.cli.display.tables import fit, pad, print_table
 from treadle.client.cli.display.terminal.cell_width import cut, cut_middle
 from treadle.client.cli.display.terminal.live_region import LiveRegion
 from treadle.client.cli.display.terminal.rich_table import surprisal_style
@@ -214,6 +214,25 @@ def test_a_table_of_wide_names_lines_up(console: Console) -> None:
     assert {cell_len(line[: line.rindex("1")]) for line in lines[1:]} == {
         cell_len(lines[0][: lines[0].index("note")]) - 3
     }
+
+
+@pytest.mark.parametrize("curve_rows", [0, 7])
+def test_a_view_fits_every_terminal(curve_rows: int) -> None:
+    drawn = TrainingView(curve_rows)
+    spec = v1.TrainSpec(model="世界" * 20)
+    drawn.update(v1.JobEvent(job="j" * 20, started=v1.TrainingStarted(spec=spec)))
+    for step in range(1, 30):
+        drawn.update(v1.JobEvent(progress=v1.TrainingProgress(step=step, train_loss=3 / step)))
+    for width in (1, 5, 12, 43, 44, 80, 200):
+        for height in (1, 19, 20, 60):
+            out = io.StringIO()
+            RichConsole(file=out, width=width, height=height).print(drawn)
+            assert all(cell_len(line) <= width for line in out.getvalue().splitlines())
+
+
+def test_texts_are_padded_by_columns(console: Console) -> None:
+    assert pad(console, "世", 4) == "世  "
+    assert pad(Console(io.StringIO(), {}), "世", 4) == "世   "
 
 
 def test_the_end_of_a_line_is_cut_by_columns(console: Console) -> None:

@@ -64,6 +64,15 @@ def fit(console: Console, text: str, used: int = 0) -> str:
     return cut(one_line(text), available, "...")
 
 
+def pad(console: Console, text: str, columns: int) -> str:
+    """Fills a text up with spaces; on a terminal with rich, wide characters count as two."""
+    if not console.has_rich:
+        return text.ljust(columns)
+    from treadle.client.cli.display.terminal.cell_width import pad as pad_cells
+
+    return pad_cells(text, columns)
+
+
 def print_tokens(tokens: Iterable[Token], console: Console, indent: str) -> None:
     """Prints tokens with their log-probabilities, and ranks and alternatives where present."""
     rows = _token_rows(list(tokens))
@@ -74,16 +83,6 @@ def print_tokens(tokens: Iterable[Token], console: Console, indent: str) -> None
         return
     for line in table(rows[0], rows[1:]):
         console.line(indent + line)
-
-
-def token_table(tokens: Iterable[Token]) -> list[str]:
-    """Lays out tokens as `print_tokens` does without color.
-
-    Returns:
-        The lines of the table.
-    """
-    head, *rows = _token_rows(list(tokens))
-    return table(head, rows)
 
 
 def _token_rows(tokens: list[Token]) -> list[list[str]]:

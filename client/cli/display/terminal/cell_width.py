@@ -5,6 +5,11 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 
 
+def pad(text: str, columns: int) -> str:
+    """Fills a text up with spaces; wide characters count as two columns."""
+    return text + " " * (columns - cell_len(text))
+
+
 def cut(text: str, columns: int, dots: str = "…") -> str:
     """Cuts the end of a text so that it fits; wide characters count as two columns."""
     if cell_len(text) <= columns:
