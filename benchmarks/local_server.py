@@ -36,6 +36,8 @@ class LocalServer:
     """The certificate that it shows, as PEM; empty: it speaks no TLS."""
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
     """The token of each caller, by its name."""
+    http_url: str = ""
+    """The URL of its HTTP address; empty: it has none."""
 
     def channel(self) -> aio.Channel:
         """Returns a channel to it."""
@@ -98,7 +100,10 @@ def serve(callers: Sequence[str] = (), flags: Sequence[str] = ()) -> Iterator[Lo
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
-            yield LocalServer(address, server.pid, certificate, tokens)
+            http_url = ""
+            if "--http-address" in flags:
+                http_url = server.stdout.readline().split()[-1]
+            yield LocalServer(address, server.pid, certificate, tokens, http_url)
         finally:
             server.terminate()
             server.wait()
