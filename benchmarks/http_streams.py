@@ -24,7 +24,7 @@ import statistics
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -80,7 +80,7 @@ async def run(server: LocalServer, options: argparse.Namespace) -> None:
             await health(server, ways, options.seconds)
 
 
-def _ways(stub: Stub, url: str) -> dict[str, Stream]:
+def _ways(stub: Stub, url: str) -> Mapping[str, Stream]:
     """Returns the ways to call the server, by their names."""
     http = HttpClient(url)
 
@@ -158,7 +158,7 @@ class HttpClient:
         return await asyncio.open_connection(*self._address)
 
 
-async def one(ways: dict[str, Stream], rounds: int) -> None:
+async def one(ways: Mapping[str, Stream], rounds: int) -> None:
     """Measures the first text of a single stream."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(40 * rounds):
@@ -171,7 +171,7 @@ async def one(ways: dict[str, Stream], rounds: int) -> None:
         print(f"one: {name}: first text p50 {median:.2f} ms ({over:+.2f}), p99 {p99:.2f}")
 
 
-async def many(ways: dict[str, Stream], rounds: int) -> None:
+async def many(ways: Mapping[str, Stream], rounds: int) -> None:
     """Measures many streams at once."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
@@ -184,14 +184,14 @@ async def many(ways: dict[str, Stream], rounds: int) -> None:
         print(f"many: {name}: {spread(speeds)} tokens/s of {_STREAMS} streams, {share:.0%} of gRPC")
 
 
-def _order(ways: dict[str, Stream], number: int) -> list[str]:
+def _order(ways: Mapping[str, Stream], number: int) -> list[str]:
     """Returns the names, beginning with another one each time."""
     names = list(ways)
     start = number % len(names)
     return names[start:] + names[:start]
 
 
-async def health(server: LocalServer, ways: dict[str, Stream], seconds: float) -> None:
+async def health(server: LocalServer, ways: Mapping[str, Stream], seconds: float) -> None:
     """Measures health checks while streams of both kinds run."""
     # Checked from another process: this one is busy reading streams.
     command = [sys.executable, load.__file__, "--health", server.address]

@@ -27,6 +27,7 @@ from treadle.server.http.page.routes import routes as page_routes
 from treadle.server.http.request_body import Bodies
 from treadle.server.http.response_headers import ResponseHeaders
 from treadle.server.http.site_check import EVERY, SiteCheck
+from treadle.server.http.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
     from treadle.server.config import ServerConfig
@@ -76,7 +77,7 @@ def http_app(
     ]
     return Starlette(
         routes=routes,
-        middleware=_middleware(config),
+        middleware=_middleware(config, budget),
         exception_handlers={StatusError: _answer_status, HTTPException: _answer_routing},
     )
 
@@ -86,11 +87,15 @@ def listed(setting: str) -> frozenset[str]:
     return frozenset(entry.strip().rstrip("/").lower() for entry in setting.split(",") if entry)
 
 
-def _middleware(config: ServerConfig) -> list[Middleware]:
+def _middleware(config: ServerConfig, budget: MemoryBudget) -> list[Middleware]:
     origins = listed(config.http_allow_origin)
     # Where callers need credentials, a page without them may call under any name.
     hosts = frozenset([EVERY]) if config.callers_file else listed(config.http_allow_host)
-    found = [Middleware(ResponseHeaders), Middleware(SiteCheck, origins=origins, hosts=hosts)]
+    found = [
+        Middleware(ResponseHeaders),
+        Middleware(UnreadReplies, budget=budget),
+        Middleware(SiteCheck, origins=origins, hosts=hosts),
+    ]
     if origins:
         found.append(
             Middleware(

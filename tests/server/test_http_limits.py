@@ -19,6 +19,8 @@ from starlette.routing import Route
 
 from treadle.server.http.guarded_protocol import ConnectionLimits
 from treadle.server.http.http_server import HttpServer
+from treadle.server.http.unread_replies import UnreadReplies
+from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, Server, until, wait_for
@@ -317,6 +319,41 @@ def test_half_requests_are_counted_and_leave_nothing(http_server: Server, web: W
         wait_for(lambda: info().memory_used_bytes >= before + 8 * (1 << 20))
         assert web.post(f"{SERVICE}/ListModels", {}).status == 200
     wait_for(lambda: info().memory_used_bytes <= before)
+
+
+def test_replies_that_are_not_read_are_counted() -> None:
+    budget = MemoryBudget(3_000_000)
+    reading = asyncio.Event()
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) == 3:
+            await reading.wait()
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is received")
+
+    async def test() -> None:
+        app = UnreadReplies(Response(b"x" * 2_000_000), budget)
+        first = asyncio.create_task(app({"type": "http"}, receive, send))
+        await until(lambda: len(sent) == 3)
+        assert budget.used == 2_000_000
+        refused: list[Any] = []
+
+        async def note(message: Any) -> None:
+            refused.append(message)
+
+        await app({"type": "http"}, receive, note)
+        assert [message.get("status") for message in refused] == [429, None]
+        reading.set()
+        await first
+        assert budget.used == 0
+        assert b"".join(message.get("body", b"") for message in sent) == b"x" * 2_000_000
+        assert max(len(message.get("body", b"")) for message in sent) <= 65536
+        assert [message["more_body"] for message in sent[-2:]] == [True, False]
+
+    run(test)
 
 
 def test_a_client_that_vanishes_without_reading_ends_its_call(
