@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -195,7 +196,14 @@ class JobRegistry:
         caller = current_caller()
         owner = None if caller.is_admin else caller.name
         rows = await thread_pools.LISTS.run(self._database.jobs, states, model, after, limit, owner)
-        return [self.live[row.id].row if row.id in self.live else row for row in rows]
+        return [self._newest(row) for row in rows]
+
+    def _newest(self, row: JobRow) -> JobRow:
+        """Returns a stored row as it is in memory, where its large fields are not kept."""
+        live = self.live.get(row.id)
+        if live is None:
+            return row
+        return replace(live.row, spec=row.spec, started=row.started, progress=row.progress)
 
     async def earlier(self, owner: str, request_id: str) -> JobRow | None:
         """Returns the job of an owner that has a request id; None: none has, or it is empty.

@@ -10,7 +10,16 @@ import pytest
 
 from treadle.v1 import sequence_pb2 as pb
 
-from .harness import PATIENCE_S, TEXT, Caller, Server, fields_of, tiny_spec
+from .harness import (
+    PATIENCE_S,
+    TEXT,
+    Caller,
+    Server,
+    fields_of,
+    first_progress,
+    long_spec,
+    tiny_spec,
+)
 
 Start = Callable[..., Server]
 
@@ -135,6 +144,16 @@ def test_jobs_are_listed_by_state_and_model(caller: Caller, done: list[pb.JobEve
     with pytest.raises(grpc.RpcError) as caught:
         caller.stub.ListJobs(request, timeout=PATIENCE_S)
     assert fields_of(caught.value) == ["page_token"]
+
+
+def test_a_list_says_how_far_a_job_is_that_runs(caller: Caller) -> None:
+    first = first_progress(caller.train(long_spec("listed-while-running"), TEXT))
+    (job,) = caller.jobs(model="listed-while-running")
+    assert job.state == pb.JOB_STATE_RUNNING
+    assert job.progress.step >= first.progress.step
+    assert job.started.train_tokens > 0
+    assert job.spec.network.hidden_size == 8
+    caller.stub.CancelJob(pb.CancelJobRequest(job=job.id), timeout=PATIENCE_S)
 
 
 def test_deleting_a_job_keeps_its_model(start: Start) -> None:
