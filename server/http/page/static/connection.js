@@ -1,5 +1,6 @@
 // `follow` repeats what a lost connection interrupts, and says so at the top of the page.
 
+import { sentence } from "./errors.js";
 import { setText } from "./dom.js";
 
 const FIRST_S = 1;
@@ -26,7 +27,7 @@ export async function follow(attempt, signal) {
         return await attempt(answered);
       } catch (error) {
         if (signal.aborted || !error.lost) throw error;
-        say(key, `${error.message} Trying again every few seconds.`);
+        say(key, `${sentence(error)} Trying again every few seconds.`);
         await sleep(wait, signal);
         wait = Math.min(2 * wait, LONGEST_S);
       }

@@ -12,9 +12,6 @@ export class Curve {
   /** Takes in an event of the job; returns whether the curve has changed. */
   add(event) {
     if (event.started) {
-      // A run that begins again, as after a crash without a checkpoint, begins its curve again.
-      this.train = [];
-      this.valid = [];
       this.baseline = event.started.baselineLoss ?? null;
       this.order = event.started.baselineOrder ?? 0;
       return true;
@@ -22,7 +19,8 @@ export class Curve {
     const progress = event.progress;
     if (!progress) return false;
     const step = Number(progress.step ?? 0);
-    // A job that continues from a checkpoint repeats steps: the later figures count.
+    // A job that continues from a checkpoint, or from the beginning, repeats steps: the later
+    // figures count.
     dropFrom(this.train, step);
     dropFrom(this.valid, step);
     addPoint(this.train, step, progress.trainLoss);

@@ -9,10 +9,11 @@ import { badge, Progress } from "./jobs_view.js";
 import { confirm } from "./dialogs.js";
 import { Curve } from "./curve.js";
 import { CurveChart } from "./chart.js";
-import { follow } from "./connection.js";
+import { follow, sleep } from "./connection.js";
 import { settingsList } from "./settings_list.js";
 
 const MOST_SAMPLES = 5;
+const PAUSE_S = 2;
 const FINAL = ["JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"];
 
 /** Shows the view until it is left. */
@@ -82,12 +83,25 @@ class JobView {
         const { job } = await follow((answered) => described(this.id, this.signal, answered), this.signal);
         this.update(job);
         const ended = FINAL.includes(job.state) || job.state === "JOB_STATE_PAUSED";
-        if (!ended) fill(this.fault, errorBox(error));
+        if (!ended) {
+          fill(this.fault, errorBox(error));
+          await sleep(PAUSE_S, this.signal);
+        }
       }
+      if (await this.isOver()) return;
+    }
+  }
+
+  // Waits while the job is paused, which others may resume. Returns whether it has ended.
+  async isOver() {
+    for (;;) {
       const { job } = await follow((answered) => described(this.id, this.signal, answered), this.signal);
       this.update(job);
-      if (FINAL.includes(job.state)) return;
-      await this.untilWoken();
+      if (job.state !== "JOB_STATE_PAUSED") return FINAL.includes(job.state);
+      const woken = new Promise((resolve) => {
+        this.wake = resolve;
+      });
+      await Promise.race([sleep(PAUSE_S, this.signal), woken]);
     }
   }
 
@@ -98,13 +112,6 @@ class JobView {
       this.last = Number(event.sequence ?? this.last);
       this.take(event);
     }
-  }
-
-  untilWoken() {
-    return new Promise((resolve) => {
-      this.wake = resolve;
-      this.signal.addEventListener("abort", resolve, { once: true });
-    });
   }
 
   take(event) {

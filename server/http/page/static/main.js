@@ -35,6 +35,7 @@ async function show() {
   leaving.abort();
   leaving = new AbortController();
   const { signal } = leaving;
+  for (const dialog of document.querySelectorAll("dialog")) dialog.close();
   const address = new URL(location.hash.slice(1) || "/jobs", location.origin);
   const [name, ...rest] = address.pathname.split("/").filter(Boolean);
   const view = VIEWS[name] ?? VIEWS.jobs;

@@ -56,9 +56,7 @@ class Playground {
       this.reset();
       this.run({ ...this.settings(), prompt: this.prompt.value }, this.prompt.value);
     };
-    fill(
-      body,
-      h(
+    const form = h(
         "form",
         { class: "card form", on: { submit } },
         h("div", { class: "wide" }, this.models.element),
@@ -81,9 +79,8 @@ class Playground {
           ),
         ),
         h("div", { class: "buttons wide" }, this.generate, this.stop, this.clear),
-      ),
-      this.fault,
-      h(
+      );
+    const results = h(
         "section",
         { class: "card" },
         h("h2", {}, "Text"),
@@ -92,8 +89,8 @@ class Playground {
         this.summary,
         h("div", { class: "inline" }, field("Add text, then continue", this.more), this.resume),
         this.output.table,
-      ),
-    );
+      );
+    fill(body, h("div", { class: "split" }, form, h("div", { class: "view" }, this.fault, results)));
     this.reset();
   }
 

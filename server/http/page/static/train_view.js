@@ -7,6 +7,8 @@ import { errorBox, isAborted } from "./errors.js";
 import { stream, unary } from "./connect.js";
 
 const CHUNK = 384 << 10;
+// The browser holds the whole upload in memory.
+const MOST = 200e6;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
 
 /** Shows the view. */
@@ -81,6 +83,9 @@ export async function showTrain({ body, below, signal }) {
     const info = await unary("GetServerInfo", {}, signal);
     if (info.maxCorpusBytes && source.size > Number(info.maxCorpusBytes)) {
       throw new Error(`The text has ${bytes(source.size)}, and the server takes at most ${bytes(info.maxCorpusBytes)}.`);
+    }
+    if (source.size > MOST) {
+      throw new Error(`The text has ${bytes(source.size)}, and the page takes at most ${bytes(MOST)}: use treadle train.`);
     }
     setText(busy, `Sending ${bytes(source.size)}…`);
     const spec = {
