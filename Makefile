@@ -35,7 +35,7 @@ MINUTES ?=
 BOUNDS ?= tests/kernels tests/model
 
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo examples example-go example-java example-browser bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs man lock audit sbom image image-test clean
+.PHONY: help venv not-linked demo examples example-go example-java example-browser bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs man screenshots lock audit sbom image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -124,6 +124,9 @@ $(VENV)/.docs: $(STAMP)
 man: $(STAMP) ## Write the manual page of the command: build/treadle.1
 	@mkdir -p build
 	$(BIN)/treadle help --man > build/treadle.1
+
+screenshots: $(STAMP) ## Take the pictures of docs/page.md again; needs Chromium.
+	@PYTHONPATH=tests $(BIN)/python -m page_screenshots
 
 # After a change of what the image requires. Versions that are locked stay where they fit.
 lock: $(STAMP) ## Lock the versions and hashes of what the image installs: ARGS=--upgrade

@@ -75,6 +75,7 @@ EDITS = [
     Edit("docs/operations.md", "/run/treadle/socket", "$PWD/socket", _ELSEWHERE),
     Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),
     Edit("docs/operations.md", "/backup", "backup", _ELSEWHERE),
+    Edit("docs/page.md", "127.0.0.1:8080", "127.0.0.1:0", "another program may use the port"),
     Edit("docs/security.md", "--max-steps 20", "--max-steps 5", _SHORTER),
     Edit(
         "docs/pytorch.md",

@@ -242,7 +242,7 @@ def test_a_job_is_started_watched_paused_and_cancelled(view: Open, server: Serve
     page.go_back()
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete the job").click()
-    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    expect(page.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
     assert list(server.caller.jobs(model="from-the-page")) == []
 
 
@@ -271,7 +271,7 @@ def test_a_text_is_generated_and_continued_to_the_same_bits(view: Open, server: 
     page = view("#/playground?model=shared")
     page.get_by_label("Prompt").fill("the ")
     page.get_by_label("Temperature").fill("0.7")
-    page.get_by_label("Most new tokens").fill("40")
+    page.get_by_label("New tokens").fill("40")
     page.get_by_text("More settings").click()
     page.get_by_label("Seed").fill("5")
     page.get_by_role("button", name="Generate").click()
@@ -299,14 +299,14 @@ def test_a_text_is_generated_and_continued_to_the_same_bits(view: Open, server: 
 
 def test_a_text_that_is_stopped_can_be_continued(view: Open) -> None:
     page = view("#/playground?model=shared")
-    page.get_by_label("Most new tokens").fill("100000")
+    page.get_by_label("New tokens").fill("100000")
     page.get_by_role("button", name="Generate").click()
     text = page.get_by_role("group", name="Generated text")
     expect(text.locator("span").nth(20)).to_be_attached(timeout=PATIENCE_MS)
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped.")).to_be_visible()
     before = text.text_content() or ""
-    page.get_by_label("Most new tokens").fill("5")
+    page.get_by_label("New tokens").fill("5")
     page.get_by_label("Add text, then continue").fill(" dog")
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_text(re.compile(r"^5 tokens"))).to_be_visible(timeout=PATIENCE_MS)
@@ -394,7 +394,7 @@ def test_models_get_and_lose_aliases_and_versions(view: Open) -> None:
     expect(page.get_by_role("button", name="Delete version 1")).to_have_count(0)
     page.get_by_role("button", name="Delete model").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    expect(page.get_by_role("heading", name="Models", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="named")).to_have_count(0)
 
 

@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from treadle.server.http.page.routes import routes
 from treadle.server.http.page.static_files import static_files
 
-STATIC = Path(__file__).parents[2] / "server/http/page/static"
+ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "server/http/page/static"
 MOST_BYTES = 200_000
 
 
@@ -93,3 +94,9 @@ def test_every_file_that_a_module_imports_exists() -> None:
     for path in STATIC.glob("*.js"):
         for name in re.findall(r'from "\./([^"]+)"', path.read_text()):
             assert (STATIC / name).is_file(), f"{path.name} imports {name}"
+
+
+def test_pictures_of_the_documentation_are_small() -> None:
+    images = [*(ROOT / "docs/images").glob("*.png")]
+    assert len(images) > 8
+    assert sum(path.stat().st_size for path in images) < MOST_BYTES

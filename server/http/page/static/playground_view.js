@@ -61,8 +61,8 @@ class Playground {
         { class: "card form", on: { submit } },
         h("div", { class: "wide" }, this.models.element),
         field("Prompt", this.prompt, { wide: true }),
-        field("Temperature", this.temperature, { hint: "0: always the likeliest token." }),
-        field("Most new tokens", this.most),
+        field("Temperature", this.temperature, { hint: "0 takes the likeliest." }),
+        field("New tokens", this.most, { hint: "At most." }),
         h(
           "details",
           { class: "wide" },
