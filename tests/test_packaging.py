@@ -97,6 +97,7 @@ DISTRIBUTIONS = {
     "opentelemetry": "opentelemetry-sdk",
     "outlines_core": "outlines-core",
     "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
     "rich": "rich",
     "safetensors": "safetensors",
     "shtab": "shtab",
