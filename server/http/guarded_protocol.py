@@ -85,7 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
-        if self in self.connections:
+        if self.flow is not None:  # it had a place, which another one may have got since
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -133,6 +133,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if size > self._limits.head_bytes:
             self._refuse_head()
             raise httptools.HttpParserError("too large a head")
+        if self.parser.should_upgrade() and any(map(_has_body, self.headers)):
+            # The parser takes what follows such a head for the other protocol.
+            self._refuse(400, b"leave out the header Upgrade: a body cannot come with it\n")
+            raise httptools.HttpParserError("a body with Upgrade")
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -211,6 +215,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(_raw_response(status, text))
             self.transport.close()
+
+
+def _has_body(header: tuple[bytes, bytes]) -> bool:
+    """Returns whether a header says that a request has a body."""
+    name, value = header
+    return name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
 
 
 _PHRASES = {

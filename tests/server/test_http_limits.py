@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -195,6 +196,12 @@ def test_the_rest_of_a_body_that_is_answered_is_not_waited_for() -> None:
         (b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
         (
+            b"POST /now HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+            b"Content-Length: 3\r\n\r\nabc",
+            400,
+        ),
+        (b"GET /now HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
+        (
             b"POST /now HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nabc",
             400,
@@ -233,6 +240,20 @@ def test_a_full_server_gives_the_place_of_one_that_sends_nothing() -> None:
             assert await connection.status() == 200
             assert await silent[0].rest() == b""
             assert here.count == 3
+
+    run(test)
+
+
+def test_the_request_of_one_that_loses_its_place_ends() -> None:
+    async def test() -> None:
+        limits = ConnectionLimits(connections=1, evictable_s=0.1)
+        async with place(limits) as here:
+            unread = await here.connect(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await unread.status() == 200
+            await asyncio.sleep(0.3)
+            connection = await here.connect(GET)
+            assert await connection.status() == 200
+            await until(lambda: not here.server._state.tasks)
 
     run(test)
 
@@ -282,6 +303,14 @@ def test_a_small_body_does_not_become_a_large_message(web: Web) -> None:
     assert web.ask("POST", f"{SERVICE}/Score", b"no gzip", **headers).status == 400
     headers["content_encoding"] = "br"
     assert web.ask("POST", f"{SERVICE}/Score", b"{}", **headers).status == 415
+
+
+def test_strings_without_an_end_take_no_time(web: Web) -> None:
+    body = b'{"texts": [' + b"," * 66_000 + b'"' + b'\\"' * 500_000
+    began = time.monotonic()
+    answer = web.ask("POST", f"{SERVICE}/Score", body, content_type="application/json")
+    assert answer.status == 400
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_message_of_a_stream_does_not_become_a_large_one(web: Web) -> None:
