@@ -226,7 +226,7 @@ def test_the_version_of_the_protocol_is_checked(web: Web) -> None:
         (envelope(b'{"job": "x"}', 1), "invalid_argument"),
         (envelope(b"{}", 2), "invalid_argument"),
         (b"", "invalid_argument"),
-        (envelope(b'{"job": "x"}') * 2, "not_found"),
+        (envelope(b'{"job": "x"}') * 2, "unimplemented"),
         (b"\0\xff\xff\xff\xff", "resource_exhausted"),
     ],
 )

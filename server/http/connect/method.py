@@ -148,17 +148,33 @@ class ConnectMethod:
     ) -> AsyncGenerator[Message, None]:
         """Yields the requests of a stream."""
         with body.noting_faults(), self._bodies.budget.reserve(0, _ARRIVING) as held:
-            most_bytes = self._bodies.most_bytes
-            count = 0
-            async for data in framing.read(body, most_bytes, held):
-                count += 1
-                if count > 1 and not self._method.client_streaming:
-                    text = f"{self._method.name} takes one request, and the body has more"
-                    raise StatusError(_Code.UNIMPLEMENTED, text)
+            messages = framing.read(body, self._bodies.most_bytes, held)
+            if not self._method.client_streaming:
+                only = await self._only(messages)
+                if only is not None:
+                    yield await codec.parse(only, self._method.input_type)
+                return
+            async for data in messages:
                 message = await codec.parse(data, self._method.input_type)
                 del data
                 yield message
                 del message
+
+    async def _only(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """Returns the message of a body that may have one; None where it has none.
+
+        The body is read to its end, since the rest of it would hide that the client leaves.
+
+        Raises:
+            StatusError: UNIMPLEMENTED: it has more than one.
+        """
+        found: bytes | None = None
+        async for data in messages:
+            if found is not None:
+                text = f"{self._method.name} takes one request, and the body has more"
+                raise StatusError(_Code.UNIMPLEMENTED, text)
+            found = data
+        return found
 
     async def _stream(
         self,
