@@ -13,7 +13,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 import grpc
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -95,4 +94,4 @@ class SiteCheck:
             return site in ("cross-site", "same-site") and not follows
         if site == "same-origin" or EVERY in self._origins or origin in self._origins:
             return False
-        return urlsplit(origin).netloc.lower() != host.lower()
+        return origin.partition("://")[2].lower() != host.lower()

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_a_name_that_leads_here_may_not_be_that_of_a_page(web: Web, host: str, s
         ({}, 200),
         ({"origin": PAGE}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": "http://localhost:9999"}, 403),
         ({"origin": "http://localhost", "host": "localhost"}, 200),
         ({"origin": PAGE, "sec-fetch-site": "same-origin"}, 200),  # behind a reverse proxy
@@ -128,12 +130,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_an_address_that_cannot_be_is_named(tmp_path: Path, web: Web) -> None:
     taken = web.url.removeprefix("http://")
-    for address, said in (
-        ("nonsense", "--http-address 'nonsense' lacks a port"),
-        (taken, f"cannot listen on {taken}: address already in use"),
+    for address, said, code in (
+        ("nonsense", "--http-address 'nonsense' lacks a port", 2),
+        (taken, f"cannot listen on {taken}: address already in use", 1),
     ):
         ended = run("--data-dir", str(tmp_path / "data"), "--http-address", address)
-        assert ended.returncode == 1
+        assert ended.returncode == code
         assert said in ended.stderr
         assert "--http-address" in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -222,6 +224,20 @@ def test_a_client_that_leaves_ends_its_call(http_server: Server, web: Web, http_
         assert response.read(10)
         assert info().sessions_running == 1
     wait_for(lambda: info().sessions_running == 0)
+
+
+def test_a_client_that_leaves_before_the_end_of_its_body_ends_its_call(
+    http_server: Server, web: Web, http_model: str
+) -> None:
+    request = pb.GenerateRequest(model=http_model, max_new_tokens=100_000)
+    body = envelope(serialized(request, "json"))
+    with web.connection() as connection:
+        connection.putrequest("POST", f"{SERVICE}/Generate")
+        connection.putheader("Content-Type", "application/connect+json")
+        connection.putheader("Content-Length", str(len(body) + 1))
+        connection.endheaders(body)
+        time.sleep(0.2)  # in which the call would begin, if it did not wait for the rest
+        assert http_server.caller.info().sessions_running == 0
 
 
 def test_an_upload_that_breaks_off_trains_nothing(http_server: Server, web: Web) -> None:
