@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shlex
 import shutil
@@ -13,6 +15,7 @@ import pytest
 from treadle.client.cli.main import main, make_parser
 from treadle.client.cli.shell.topics import FOLDER, ORDER, topics
 
+from .shell import PATIENCE_S, command, environment
 from .test_options import parsers
 
 PARSERS = {parser.prog: parser for parser in parsers(make_parser())}
@@ -60,6 +63,21 @@ def test_what_a_topic_names_is_there(
         command = next(word for word in words[1:] if f"treadle {word}" in PARSERS)
         if command != "serve" and words[1] == command:
             make_parser().parse_args(words[1:])
+
+
+def test_a_topic_is_laid_out_on_a_terminal() -> None:
+    pytest.importorskip("rich")
+    ours, theirs = pty.openpty()
+    env = environment(TERM="xterm", PYTHONIOENCODING="utf-8", COLUMNS="70")
+    words = command("127.0.0.1:1", "help", "states")
+    done = subprocess.run(words, stdout=theirs, env=env, check=True, timeout=PATIENCE_S)
+    os.close(theirs)
+    seen = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "\x1b[1" in seen
+    assert "States: memory that you keep" in seen
+    assert "`" not in seen
 
 
 def test_the_exit_codes_are_all_there() -> None:

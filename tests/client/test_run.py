@@ -80,6 +80,19 @@ def test_serve_is_the_server(tmp_path: Path) -> None:
         assert expected in (done.stdout + done.stderr).decode()
 
 
+def test_without_the_servers_packages_both_say_what_to_install(names: Path, tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('none', name='numba')\n")
+    env = environment(PYTHONPATH=str(tmp_path), **homes(tmp_path))
+    serve = [sys.executable, "-m", "treadle.client", "serve"]
+    for words in (serve, command(free_address(), "run", str(names))):
+        done = subprocess.run(words, env=env, capture_output=True, check=False, timeout=PATIENCE_S)
+        assert done.returncode == 1
+        said = done.stderr.decode().splitlines()[-1]
+        assert (
+            "numba is not installed; install treadle with its extra `server`: pip install" in said
+        )
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     words = ["--data-dir", str(tmp_path / "data")]

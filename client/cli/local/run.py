@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import secrets
 import sys
-import time
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from treadle.client.cli.connect import connect, read_settings
+from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.follow import follow, interruption, make_report
 from treadle.client.cli.input.conversation import talk
+from treadle.client.cli.local.answering_server import answering_server
 from treadle.client.cli.local.corpus_file import CorpusFile
-from treadle.client.cli.local.local_server import (
-    LocalServer,
-    announce,
-    log_file,
-    stopped_by_signals,
-)
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.option import given_options
 from treadle.client.cli.options.parser import Commands
 from treadle.client.cli.options.shared import add_connection
-from treadle.client.errors import InputError, NotFoundError, UnavailableError
+from treadle.client.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -35,18 +27,6 @@ if TYPE_CHECKING:
 
 TIME_S = 30.0
 """How long a model is trained by default."""
-
-ANSWER_S = 3.0
-"""The longest to wait for a server that may be there."""
-
-READY_S = 3600.0
-"""The longest that its kernels may take."""
-
-LOOK_S = 2.0
-"""How often to look whether a server that was started still runs."""
-
-NOTICE_S = 3.0
-"""Seconds between two notices of the progress of its kernels."""
 
 LINES = 10
 """How many lines are printed of a model of lines."""
@@ -117,94 +97,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.format = found
     corpus = CorpusFile(args.file)
     args.model = args.model or corpus.model_name
-    with _server(args, console), connect(args) as client:
+    with answering_server(args, console), connect(args) as client:
         model = _trained_model(client, args, corpus, console)
         _print_text(client, model, console)
         if sys.stdin is None or not (sys.stdin.isatty() and console.is_terminal):
             return 0
         options = GenerateOptions(version=model.version, stop_sequences=["\n"])
         return talk(client, model, options, console, None)
-
-
-# ---------------------------------------------------------------------- server
-
-
-@contextlib.contextmanager
-def _server(args: argparse.Namespace, console: Console) -> Iterator[None]:
-    """Makes sure that a server answers; one that is started ends with the block.
-
-    Raises:
-        UnavailableError: None answers at an address of another machine.
-    """
-    from treadle.client.address import is_loopback
-    from treadle.client.connection import DEFAULT_ADDRESS
-
-    settings = read_settings(args).values
-    address = str(settings["server"].value) if "server" in settings else DEFAULT_ADDRESS
-    try:
-        with connect(args, ANSWER_S) as client:
-            client.health()
-            client.wait_ready(READY_S, _StartNotice())
-        yield
-        return
-    except UnavailableError:
-        if not is_loopback(address):
-            raise
-    words = [] if args.data_dir is None else ["--data-dir", args.data_dir]
-    server = LocalServer(address, log_file(), words)
-    console.before_exit = server.stop
-    with stopped_by_signals(server):
-        server.start()
-        announce(server)
-        args.server = address
-        args.tls = False
-        _wait_ready(args, server)
-        args.is_own_server = True
-        console.interruption = partial(_resumable, args.file)
-        server.is_kept = args.keep_server
-        yield
-
-
-def _wait_ready(args: argparse.Namespace, server: LocalServer) -> None:
-    """Waits until a server that was started serves.
-
-    Raises:
-        ServerStartError: It ended instead.
-        UnavailableError: It took too long.
-    """
-    deadline = time.monotonic() + READY_S
-    notice = _StartNotice()
-    with connect(args) as client:
-        while True:
-            server.check()
-            try:
-                client.wait_ready(LOOK_S, notice)
-                return
-            except UnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-
-
-class _StartNotice:
-    """Says from time to time what a starting server does."""
-
-    def __init__(self) -> None:
-        self._due_s = time.monotonic() + NOTICE_S
-
-    def __call__(self, progress: str) -> None:
-        """Writes the progress to standard error, unless it has done so just before."""
-        if time.monotonic() < self._due_s:
-            return
-        self._due_s = time.monotonic() + NOTICE_S
-        print_notice(f"waiting for the server: {progress}; only the first start takes so long")
-
-
-def _resumable(path: str) -> str:
-    """Returns the message after a Ctrl-C while the server ends with the command."""
-    return f"interrupted; `treadle run {path}` continues where this ended"
-
-
-# ------------------------------------------------------------------------ model
 
 
 def _trained_model(
@@ -311,9 +210,6 @@ def _follow(training: Any, args: argparse.Namespace, console: Console) -> Model:
         follow(training, args, errors, report=report)
         model: Model = training.result()
     return model
-
-
-# ------------------------------------------------------------------------- text
 
 
 def _print_text(client: Client, model: Model, console: Console) -> None:
