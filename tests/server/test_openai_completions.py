@@ -307,6 +307,16 @@ def test_a_client_that_leaves_ends_its_texts(
     wait_for(lambda: http_server.caller.info().sessions_running == 0)
 
 
+def test_a_large_request(client: openai.OpenAI, http_server: Server, http_model: str) -> None:
+    text = "the quick brown fox. " * 5000
+    made = client.completions.create(model=http_model, prompt=[text, "a"], seed=1, max_tokens=8)
+    expected = http_server.caller.text(http_model, prompt=text, seed=1, max_new_tokens=8)
+    assert made.choices[0].text == expected
+    vector = client.embeddings.create(model=http_model, input=[text, "a"])
+    assert vector.usage.prompt_tokens == len(text) + 1
+    assert http_server.caller.info().memory_used_bytes < 100 << 20
+
+
 def test_models(client: openai.OpenAI, http_server: Server, http_model: str) -> None:
     names = [model.id for model in client.models.list()]
     assert http_model in names
@@ -349,6 +359,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None]] = {
     "a name as a bias": ({"logit_bias": {"the": 1}}, "logit_bias"),
     "a large bias": ({"logit_bias": {"1": 101}}, "logit_bias"),
     "a bias of no token": ({"logit_bias": {"100000": 1}}, "logit_bias"),
+    "too many biases": ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias"),
+    "too many ids": ({"prompt": [1] * 100_001}, "prompt"),
     "a list of biases": ({"logit_bias": []}, "logit_bias"),
     "a large penalty": ({"presence_penalty": 1000}, "presence_penalty"),
     "an unknown field": ({"functions": []}, "functions"),
@@ -395,6 +407,7 @@ BODIES: dict[str, bytes] = {
     "not UTF-8": b'"\xff"',
     "not a number": b'{"temperature": NaN}',
     "half a character": b'{"model": "shared", "prompt": "\\ud83d"}',
+    "many values": b"[" + b"1," * 300_000 + b"1]",
     "deep": b"[" * 100_000,
     "long number": b'{"n": ' + b"9" * 5000 + b"}",
 }

@@ -17,6 +17,7 @@ from treadle.server.http.openai.json_fields import (
 from treadle.server.http.openai.model_ids import ModelReference, read_model_id
 from treadle.server.http.openai.openai_error import invalid
 from treadle.server.http.openai.unknown_policies import POLICIES
+from treadle.server.messages.repeated_limits import MOST
 from treadle.v1 import sequence_pb2 as pb
 
 Prompt = str | list[int]
@@ -46,6 +47,10 @@ MAX_TEXTS_IN_ALL = 4096
 """The most texts that are generated for one request."""
 
 _MAX_LOGPROBS = 5
+_MAX_STOPS = MOST["GenerateRequest.stop_sequences"]
+_MAX_BIASES = MOST["GenerateRequest.token_biases"]
+_MAX_TOKENS = MOST["GenerateRequest.prompt_tokens"]
+
 _DEFAULT_TOKENS = 16
 _MAX_STATE = 1 << 24
 """Characters of the longest state."""
@@ -203,6 +208,8 @@ def token_ids(values: list[Any], place: str) -> list[int]:
         OpenAIError: 400: one is no id.
     """
     param = place.partition("[")[0]
+    if len(values) > _MAX_TOKENS:
+        raise invalid(param, f"{place} may have {_MAX_TOKENS:,} tokens: send fewer")
     if not values:
         raise invalid(param, f"{place} has no token: send an empty string for an empty text")
     for index, value in enumerate(values):
@@ -237,6 +244,8 @@ def _stops(fields: JsonFields, stop: object) -> list[str]:
         return [fields.as_text(stop, "stop")]
     if not isinstance(stop, list):
         raise invalid("stop", f"stop must be a string or an array of strings, not {shown(stop)}")
+    if len(stop) > _MAX_STOPS:
+        raise invalid("stop", f"stop may have {_MAX_STOPS} entries: send fewer")
     return [fields.as_text(item, "stop") for item in stop]
 
 
@@ -250,6 +259,8 @@ def _edits(fields: JsonFields, settings: pb.GenerateRequest) -> None:
     if not isinstance(biases, dict):
         text = f"logit_bias must map ids of tokens to numbers, and is {shown(biases)}"
         raise invalid("logit_bias", text)
+    if len(biases) > _MAX_BIASES:
+        raise invalid("logit_bias", f"logit_bias may have {_MAX_BIASES:,} entries: send fewer")
     for key, bias in biases.items():
         if not (key.isascii() and key.isdecimal() and len(key) < 11 and int(key) < 2**32):
             raise invalid("logit_bias", f"logit_bias: {shown(key)} is not the id of a token")

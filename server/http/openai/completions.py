@@ -44,7 +44,7 @@ async def complete(exchange: Exchange) -> Response | None:
         OpenAIError: The request is refused or fails.
         StatusError: The caller is not known, or the body is not there.
     """
-    request = read_completion_request(await exchange.json())
+    request = await exchange.read(read_completion_request)
     try:
         completion = await _begin(exchange, request)
         if request.stream:
@@ -100,7 +100,7 @@ class Completion:
     ) -> None:
         self._exchange = exchange
         self._request = request
-        self._requests = [request.request(prompt, number) for prompt in request.prompts]
+        self._number = number
         self._usage = Usage()
         mark = "null" if system_fingerprint is None else quoted(system_fingerprint)
         self._head = (
@@ -194,7 +194,12 @@ class Completion:
     async def _replies(self) -> AsyncGenerator[tuple[int, pb.GenerateResponse], None]:
         """Yields the replies of all calls, each with the number of its prompt; counts tokens."""
         counted = set[int]()
-        calls = generate_all(self._exchange.service, self._requests, self._exchange.origin)
+        prompts = self._request.prompts
+
+        def make(number: int) -> pb.GenerateRequest:
+            return self._request.request(prompts[number], self._number)
+
+        calls = generate_all(self._exchange.service, len(prompts), make, self._exchange.origin)
         async with aclosing(calls) as replies:
             async for number, reply in replies:
                 if reply.HasField("result"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -12,7 +13,13 @@ from starlette.responses import Response
 from treadle.server.errors import StatusError
 from treadle.server.http.openai.completion_request import token_ids
 from treadle.server.http.openai.json_fields import JsonFields, is_whole, shown
-from treadle.server.http.openai.model_ids import fingerprint, job_id, model_id, read_model_id
+from treadle.server.http.openai.model_ids import (
+    ModelReference,
+    fingerprint,
+    job_id,
+    model_id,
+    read_model_id,
+)
 from treadle.server.http.openai.openai_error import invalid
 from treadle.server.http.openai.rpc_errors import from_status
 from treadle.server.resources import thread_pools
@@ -34,6 +41,36 @@ _MOST_LISTS = 100
 """The most texts of one request that are given as ids of tokens: each is a call."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a request asks for."""
+
+    reference: ModelReference
+    texts: list[str]
+    lists: list[list[int]]
+    """Texts that are given as ids of tokens."""
+    in_base64: bool
+    dimensions: int | None
+    all_layers: bool
+
+
+def _read(values: dict[str, Any]) -> _Asked:
+    fields = JsonFields(values)
+    reference = read_model_id(fields.text("model"))
+    texts, lists = _input(fields)
+    asked = _Asked(
+        reference,
+        texts,
+        lists,
+        fields.word("encoding_format", ("float", "base64")) == "base64",
+        fields.whole("dimensions", 1, 2**31),
+        fields.flag("all_layers"),
+    )
+    fields.any("user")
+    fields.end()
+    return asked
+
+
 async def embed(exchange: Exchange) -> Response:
     """Returns the response to a request.
 
@@ -41,32 +78,25 @@ async def embed(exchange: Exchange) -> Response:
         OpenAIError: The request is refused or fails.
         StatusError: The caller is not known, or the body is not there.
     """
-    fields = JsonFields(await exchange.json())
-    reference = read_model_id(fields.text("model"))
-    texts, lists = _input(fields)
-    in_base64 = fields.word("encoding_format", ("float", "base64")) == "base64"
-    dimensions = fields.whole("dimensions", 1, 2**31)
-    all_layers = fields.flag("all_layers")
-    fields.any("user")
-    fields.end()
+    asked = await exchange.read(_read)
     try:
-        name, mark, named = await _resolve(exchange, reference.fields())
-        requests = [pb.EmbedRequest(texts=texts)] if texts else []
-        requests += [pb.EmbedRequest(tokens=tokens) for tokens in lists]
+        name, mark, named = await _resolve(exchange, asked.reference.fields())
+        requests = [pb.EmbedRequest(texts=asked.texts)] if asked.texts else []
+        requests += [pb.EmbedRequest(tokens=tokens) for tokens in asked.lists]
         embeddings = list[pb.Embedding]()
         for request in requests:
-            request.MergeFrom(pb.EmbedRequest(**named, all_layers=all_layers))
+            request.MergeFrom(pb.EmbedRequest(**named, all_layers=asked.all_layers))
             reply = await exchange.call("Embed", request)
             embeddings += reply.embeddings
             size = len(embeddings[0].values)
-            if dimensions not in (None, size):
+            if asked.dimensions not in (None, size):
                 text = f"dimensions must be {size}, the length of this model's vectors"
                 raise invalid("dimensions", f"{text}, or left out")
             if len(embeddings) * size > _MOST_NUMBERS:
                 text = "the vectors are too many for one response: send fewer texts"
                 raise invalid("input", text)
         with exchange.bodies.budget.reserve(_NUMBER_BYTES * size * len(embeddings), "embeddings"):
-            body = await thread_pools.JSON.run(_write, name, mark, embeddings, in_base64)
+            body = await thread_pools.JSON.run(_write, name, mark, embeddings, asked.in_base64)
             return Response(body, media_type="application/json")
     except StatusError as error:
         raise from_status(error, _NAMES) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 from starlette.datastructures import QueryParams
@@ -22,7 +22,10 @@ from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
     from treadle.server.access.call_origin import CallOrigin
+    from treadle.server.resources.memory_budget import Reservation
     from treadle.server.rpc.in_process import InProcessService
+
+Request = TypeVar("Request")
 
 _SMALL_BYTES = 1 << 16
 """A body up to this size is read before it is known who calls, and parsed on the event loop."""
@@ -47,6 +50,8 @@ class Exchange:
     """Takes what is sent to the client."""
     origin: CallOrigin
     """Where the request comes from."""
+    held: Reservation
+    """The memory of the request and of its response, until that is sent."""
 
     @property
     def path(self) -> Mapping[str, str]:
@@ -67,23 +72,25 @@ class Exchange:
         """
         return await self.service.unary(method, request, self.origin)
 
-    async def json(self) -> dict[str, Any]:
-        """Returns the JSON object that the client sends.
+    async def read(self, reader: Callable[[dict[str, Any]], Request]) -> Request:
+        """Returns what the JSON object that the client sends asks for.
+
+        Args:
+            reader: Returns it, from the object; runs in a thread where the body is large.
 
         Raises:
-            OpenAIError: 400: it is something else.
+            OpenAIError: 400: the body is something else, or the reader refuses it.
             StatusError: The caller is not known, or the body is too large or too late.
         """
         await self.check_caller()
-        with self.bodies.budget.reserve(0, "requests that arrive") as held:
-            data = await self.bodies.read(self.body, held)
-            if len(data) <= _SMALL_BYTES:
-                return read_object(data)
-            if data.count(b",") > _MOST_VALUES:
-                raise OpenAIError(400, f"the body has more than {_MOST_VALUES:,} values")
-            # Parsed, it takes several times as much until the request has left this function.
-            held.resize(8 * len(data))
-            return await thread_pools.JSON.run(read_object, data)
+        data = await self.bodies.read(self.body, self.held)
+        if len(data) <= _SMALL_BYTES:
+            return reader(read_object(data))
+        if data.count(b",") > _MOST_VALUES:
+            raise OpenAIError(400, f"the body has more than {_MOST_VALUES:,} values")
+        # What is made of it takes several times as much, until the request is answered.
+        self.held.resize(8 * len(data))
+        return await thread_pools.JSON.run(lambda: reader(read_object(data)))
 
     async def check_caller(self) -> None:
         """Finds out who calls before much of a body is read.
@@ -116,20 +123,30 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
         body = RequestBody(scope, receive)
-        origin = origin_of(scope)
-        exchange = Exchange(self._service, self._bodies, scope, body, send, origin)
-        response = None
-        async with body.while_connected():
-            try:
-                response = await self._handler(scope["method"])(exchange)
-            except OpenAIError as error:
-                response = error.response()
-            except StatusError as error:
-                response = from_status(error).response()
-            except Exception as error:
-                response = from_status(from_exception(error, doing=scope["path"])).response()
-        if response is not None:
-            await response(scope, receive, send)
+        with self._bodies.budget.reserve(0, "requests over HTTP") as held:
+            exchange = Exchange(
+                self._service, self._bodies, scope, body, send, origin_of(scope), held
+            )
+            response = None
+            async with body.while_connected():
+                response = await self._answer(exchange)
+            if response is not None:
+                await response(scope, receive, send)
+
+    async def _answer(self, exchange: Exchange) -> Response | None:
+        """Returns the response to a request; None where it was sent already."""
+        scope = exchange.scope
+        try:
+            response = await self._handler(scope["method"])(exchange)
+            size = len(response.body) if response is not None else 0
+            exchange.held.resize(size if size > _SMALL_BYTES else 0)
+            return response
+        except OpenAIError as error:
+            return error.response()
+        except StatusError as error:
+            return from_status(error).response()
+        except Exception as error:
+            return from_status(from_exception(error, doing=scope["path"])).response()
 
     def _handler(self, method: str) -> Handler:
         """Returns what answers a method.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,17 @@ Reply = tuple[int, pb.GenerateResponse]
 
 
 async def generate_all(
-    service: InProcessService, requests: Sequence[pb.GenerateRequest], origin: CallOrigin
+    service: InProcessService,
+    count: int,
+    make: Callable[[int], pb.GenerateRequest],
+    origin: CallOrigin,
 ) -> AsyncGenerator[Reply, None]:
     """Yields the replies of the calls for all prompts as they come.
 
     Args:
         service: The RPCs.
-        requests: One request for each prompt.
+        count: The number of prompts.
+        make: Returns the request for a prompt by its number.
         origin: Where the request comes from.
 
     Yields:
@@ -43,12 +47,12 @@ async def generate_all(
     Raises:
         StatusError: A call failed; the others are then ended.
     """
-    if len(requests) == 1:
-        async with service.stream("Generate", requests[0], origin) as replies:
+    if count == 1:
+        async with service.stream("Generate", make(0), origin) as replies:
             async for reply in replies:
                 yield 0, reply
         return
-    async with aclosing(_Calls(service, requests, origin).replies()) as merged:
+    async with aclosing(_Calls(service, count, make, origin).replies()) as merged:
         async for numbered in merged:
             yield numbered
 
@@ -57,19 +61,23 @@ class _Calls:
     """The calls of one request with several prompts."""
 
     def __init__(
-        self, service: InProcessService, requests: Sequence[pb.GenerateRequest], origin: CallOrigin
+        self,
+        service: InProcessService,
+        count: int,
+        make: Callable[[int], pb.GenerateRequest],
+        origin: CallOrigin,
     ) -> None:
         self._service = service
-        self._requests = requests
+        self._make = make
         self._origin = origin
-        self._pending = deque(range(len(requests)))
+        self._pending = deque(range(count))
         self._queue: asyncio.Queue[Reply | StatusError | None] = asyncio.Queue(_WAITING)
         self._workers = 0
 
     async def replies(self) -> AsyncGenerator[Reply, None]:
         """Yields the replies of all calls."""
         tasks = [
-            asyncio.create_task(self._work()) for _ in range(min(_AT_ONCE, len(self._requests)))
+            asyncio.create_task(self._work()) for _ in range(min(_AT_ONCE, len(self._pending)))
         ]
         self._workers = running = len(tasks)
         try:
@@ -92,7 +100,7 @@ class _Calls:
             number = self._pending.popleft()
             begun = False
             try:
-                request = self._requests[number]
+                request = self._make(number)
                 async with self._service.stream("Generate", request, self._origin) as replies:
                     async for reply in replies:
                         begun = True

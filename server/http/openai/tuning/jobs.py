@@ -39,7 +39,7 @@ async def create_job(exchange: Exchange) -> Response:
         OpenAIError: The request is refused.
         StatusError: The caller is not known, or the body is not there.
     """
-    request = read_tuning_request(await exchange.json())
+    request = await exchange.read(read_tuning_request)
     try:
         job = await _train(exchange, request)
         return JSONResponse(job_object(await _job(exchange, job)))
