@@ -72,7 +72,7 @@ def test_training_is_drawn_and_what_stays_is_above(server: FakeServer) -> None:
     assert "━" in text
     assert "hello version 1: " in text
     assert seen.rindex(SHOW) > seen.rindex(HIDE)
-    assert "\x1b[31m" not in seen
+    assert "hello\x1b[31m" not in seen
 
 
 @pytest.mark.parametrize("width", [40, 200])
@@ -115,6 +115,14 @@ def test_notices_of_a_finished_run_are_printed_once(
     service.events[job][-1].completed.training.notices.append("time was the limit")
     seen = ESCAPES.sub("", watch(server.address, "watch", job, rich=rich))
     assert seen.count("note: time was the limit") == 1
+
+
+def test_a_broken_connection_is_shown(server: FakeServer, service: FakeService) -> None:
+    job = service.accept(v1.TrainSpec(model="m"))
+    service.breaks = [(3, 14, "the server restarts")]
+    seen = ESCAPES.sub("", watch(server.address, "watch", job, width=120, rich=True))
+    assert "the server restarts; the job continues, reconnecting to it ..." in seen
+    assert "m version 1: " in seen
 
 
 def test_lists_and_details_are_tables(server: FakeServer, service: FakeService) -> None:

@@ -34,11 +34,17 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return terminal
 
 
-def transfer(errors: io.StringIO, console: Console, *pieces: int, quiet: bool = False) -> None:
+def transfer(
+    errors: io.StringIO,
+    console: Console,
+    *pieces: int,
+    quiet: bool = False,
+    total: int | None = 3_000_000,
+) -> None:
     verb = "pulling 世界\x1b[31m"
     with (
         redirect_stderr(errors),
-        TransferProgress(console, verb, 3_000_000, quiet=quiet) as progress,
+        TransferProgress(console, verb, total, quiet=quiet) as progress,
     ):
         for piece in pieces:
             progress.advance(piece)
@@ -54,6 +60,13 @@ def test_a_terminal_with_rich_has_a_bar_that_is_removed(terminal: Terminal) -> N
     assert "━" in seen
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
     assert seen.endswith("\x1b[2K")
+
+
+def test_a_transfer_of_unknown_size_has_no_bar(terminal: Terminal) -> None:
+    transfer(terminal, Console(io.StringIO(), {"TERM": "xterm"}), 1_000_000, total=None)
+    assert "1.0 MB" in terminal.getvalue()
+    assert "━" not in terminal.getvalue()
+    assert "/?" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize("environment", [{}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}])

@@ -52,7 +52,7 @@ class TransferProgress:
         self._console = console.errors
         self._verb = one_line(verb)
         self._quiet = quiet or not self._console.is_terminal
-        self._began_s = time.monotonic()
+        self._began_s: float | None = None
         self._display: TransferDisplay | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -74,10 +74,12 @@ class TransferProgress:
             self.done_bytes += count
             if self._quiet or self._is_closed:
                 return
+            if self._began_s is None:  # not before: connecting may take its time
+                self._began_s = time.monotonic()
             if self._display is None:
                 if time.monotonic() - self._began_s < BEGIN_S:
                     return
-                self._display = self._open_display()
+                self._display = self._open_display(self._began_s)
             self._display.show(self.done_bytes, self.total_bytes)
 
     def close(self) -> None:
@@ -87,7 +89,7 @@ class TransferProgress:
                 self._display.close()
             self._is_closed = True
 
-    def _open_display(self) -> TransferDisplay:
+    def _open_display(self, began_s: float) -> TransferDisplay:
         """Returns the display for the terminal."""
         display: TransferDisplay
         if self._console.has_rich:
@@ -95,7 +97,7 @@ class TransferProgress:
 
             display = TransferBar(self._console, self._verb, self.total_bytes)
         else:
-            display = TransferLines(self._console, self._verb, self._began_s)
+            display = TransferLines(self._console, self._verb, began_s)
         display.open()
         return display
 

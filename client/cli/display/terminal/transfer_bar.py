@@ -7,7 +7,9 @@ import time
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    FileSizeColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -20,6 +22,7 @@ REFRESH_S = 0.1
 """Seconds between two drawings."""
 
 BAR_COLUMNS = 30
+NARROW_BAR_COLUMNS = 10
 
 NARROW = 70
 """A terminal of fewer columns shows no rate."""
@@ -38,13 +41,17 @@ class TransferBar:
 
     def __init__(self, console: Console, verb: str, total_bytes: int | None) -> None:
         wide = console.width >= NARROW
-        columns = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(BAR_COLUMNS if wide else 10, complete_style="cyan", finished_style="cyan"),
-            DownloadColumn(),
-            *([TransferSpeedColumn()] if wide else []),
-            TimeRemainingColumn(compact=True),
-        ]
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
+        if total_bytes is None:
+            columns.append(FileSizeColumn())
+        else:
+            length = BAR_COLUMNS if wide else NARROW_BAR_COLUMNS
+            columns.append(BarColumn(length, complete_style="cyan", finished_style="cyan"))
+            columns.append(DownloadColumn())
+        if wide:
+            columns.append(TransferSpeedColumn())
+        if total_bytes is not None:
+            columns.append(TimeRemainingColumn(compact=True))
         self._console = console
         self._progress = Progress(
             *columns,
