@@ -267,6 +267,16 @@ def test_a_job_of_a_file_can_be_followed_from_the_list(
     expect(page.get_by_role("link", name="Open the model")).to_be_visible()
 
 
+def test_a_list_that_is_updated_keeps_the_focus(view: Open, job: str) -> None:
+    page = view("#/jobs")
+    link = page.locator("tbody a").first
+    link.focus()
+    for _ in range(2):
+        with page.expect_response("**/ListJobs"):
+            pass
+    expect(link).to_be_focused()
+
+
 def test_a_text_is_generated_and_continued_to_the_same_bits(view: Open, server: Server) -> None:
     page = view("#/playground?model=shared")
     page.get_by_label("Prompt").fill("the ")
@@ -322,6 +332,45 @@ def test_a_wrong_setting_is_named(view: Open) -> None:
     page.get_by_label("Prompt").fill("ö")
     page.get_by_role("button", name="Generate").click()
     expect(page.get_by_role("alert")).to_contain_text("'ö'")
+
+
+@pytest.mark.parametrize(
+    ("replies", "shown"),
+    [
+        # Two bytes of one character have no text of their own.
+        ([["h", "h:1"], ["é!", ":2", ":1", "!:4"]], ["h 1", "é 3", "! 4"]),
+        # The space between two events belongs to none.
+        ([["log in out", "log:1", "in:2", "out:9"]], ["log 1", " in 2", " out 9"]),
+        # The tokens are ahead of text that could become a stop sequence.
+        ([["a", "a:1", "b:2", "c:3"], ["b", "d:4"], ["cd"]], ["a 1", "b 2", "c 3", "d 4"]),
+        # An unknown token stands for what the next one leaves.
+        ([["see ??? now", "see:1", "<unk>:7", " now:2"]], ["see 1", " ??? 7", " now 2"]),
+        # Text without a token at the end.
+        ([["ab", "a:1"]], ["a 1", "b"]),
+        # A stop sequence has tokens and no text.
+        ([["a", "a:1"], ["", "b:2", ":0"]], ["a 1"]),
+    ],
+)
+def test_tokens_colour_the_text_that_they_stand_for(
+    view: Open, replies: list[list[str]], shown: list[str]
+) -> None:
+    page = view("#/server")
+    script = """async replies => {
+        const { HeatText, surprisal } = await import("/page/heat.js");
+        const heat = new HeatText("text");
+        for (const [text, ...tokens] of replies) {
+            heat.add(text, tokens.map(token => {
+                const [text, bits] = token.split(":");
+                return { text, logProbability: -bits * Math.LN2 };
+            }));
+        }
+        heat.settle();
+        return heat.tokens.map(({ text, tokens }) => {
+            const bits = tokens.map(surprisal).reduce((a, b) => a + b, 0);
+            return tokens.length ? `${text} ${Math.round(bits)}` : text;
+        });
+    }"""
+    assert page.evaluate(script, replies) == shown
 
 
 def test_a_score_is_that_of_the_service(view: Open, server: Server) -> None:

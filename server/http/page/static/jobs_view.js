@@ -43,12 +43,16 @@ export async function showJobs({ body, below, tools, signal }) {
     refresh();
   });
   let pages = 1;
+  let shown = "";
   let refresh = () => {};
   fill(body, h("p", { class: "hint" }, "Loading…"));
   for (;;) {
     const jobs = await follow((answered) => load(pages, signal, answered), signal);
     draw(jobs.list);
-    fill(body, ...(jobs.list.length ? [table, jobs.more ? older : null] : [nothing()]));
+    // What stays in its place keeps the focus.
+    const kind = jobs.list.length ? `table ${jobs.more}` : "nothing";
+    if (kind !== shown) fill(body, ...(jobs.list.length ? [table, jobs.more ? older : null] : [nothing()]));
+    shown = kind;
     const woken = new Promise((resolve) => {
       refresh = resolve;
     });

@@ -57,39 +57,39 @@ class Playground {
       this.run({ ...this.settings(), prompt: this.prompt.value }, this.prompt.value);
     };
     const form = h(
-        "form",
-        { class: "card form", on: { submit } },
-        h("div", { class: "wide" }, this.models.element),
-        field("Prompt", this.prompt, { wide: true }),
-        field("Temperature", this.temperature, { hint: "0 takes the likeliest." }),
-        field("New tokens", this.most, { hint: "At most." }),
+      "form",
+      { class: "card form", on: { submit } },
+      h("div", { class: "wide" }, this.models.element),
+      field("Prompt", this.prompt, { wide: true }),
+      field("Temperature", this.temperature, { hint: "0 takes the likeliest." }),
+      field("New tokens", this.most, { hint: "At most." }),
+      h(
+        "details",
+        { class: "wide" },
+        h("summary", {}, "More settings"),
         h(
-          "details",
-          { class: "wide" },
-          h("summary", {}, "More settings"),
-          h(
-            "div",
-            { class: "form inner" },
-            field("Top-p", this.topP),
-            field("Top-k", this.topK),
-            field("Min-p", this.minP),
-            field("Seed", this.seed),
-            field("Stop sequences", this.stops, { hint: "One per line.", wide: true }),
-            h("div", { class: "wide" }, this.ranks.element),
-          ),
+          "div",
+          { class: "form inner" },
+          field("Top-p", this.topP),
+          field("Top-k", this.topK),
+          field("Min-p", this.minP),
+          field("Seed", this.seed),
+          field("Stop sequences", this.stops, { hint: "One per line.", wide: true }),
+          h("div", { class: "wide" }, this.ranks.element),
         ),
-        h("div", { class: "buttons wide" }, this.generate, this.stop, this.clear),
-      );
+      ),
+      h("div", { class: "buttons wide" }, this.generate, this.stop, this.clear),
+    );
     const results = h(
-        "section",
-        { class: "card" },
-        h("h2", {}, "Text"),
-        heatLegend(),
-        this.output.text,
-        this.summary,
-        h("div", { class: "inline" }, field("Add text, then continue", this.more), this.resume),
-        this.output.table,
-      );
+      "section",
+      { class: "card" },
+      h("h2", {}, "Text"),
+      heatLegend(),
+      this.output.text,
+      this.summary,
+      h("div", { class: "inline" }, field("Add text, then continue", this.more), this.resume),
+      this.output.table,
+    );
     fill(body, h("div", { class: "split" }, form, h("div", { class: "view" }, this.fault, results)));
     this.reset();
   }

@@ -19,18 +19,24 @@ export async function showServer({ body, below, tools, signal }) {
     };
     fill(tools, button("Forget my token", forget));
   }
+  const uptime = h("span");
+  let shown = "";
   for (;;) {
     const info = await follow(async (answered) => {
       const reply = await unary("GetServerInfo", {}, signal);
       answered();
       return reply;
     }, signal);
-    draw(body, info);
+    const { uptimeS, ...rest } = info;
+    // Only what has changed is drawn again, so that a selected text stays selected.
+    if (JSON.stringify(rest) !== shown) draw(body, info, uptime);
+    shown = JSON.stringify(rest);
+    setText(uptime, duration(uptimeS));
     await sleep(INTERVAL_S, signal);
   }
 }
 
-function draw(body, info) {
+function draw(body, info, uptime) {
   const of = (running, limit) => `${count(running)} of ${count(limit)}`;
   const kernels = Number(info.kernelsTotal ?? 0) ? `${count(info.kernelsReady)} of ${count(info.kernelsTotal)} kernels` : "ready";
   fill(
@@ -38,7 +44,7 @@ function draw(body, info) {
     section("Server", [
       ["Version", info.version],
       ["State", kernels],
-      ["Up for", duration(info.uptimeS)],
+      ["Up for", uptime],
       ["Processor", info.cpuTarget || "–"],
       ["Threads", count(info.threads)],
     ]),

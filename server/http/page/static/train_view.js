@@ -8,7 +8,7 @@ import { stream, unary } from "./connect.js";
 
 const CHUNK = 384 << 10;
 // The browser holds the whole upload in memory.
-const MOST = 200e6;
+const MOST = 100e6;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
 
 /** Shows the view. */
