@@ -44,10 +44,14 @@ _ASKED_HEADERS = (
     *("authorization", "content-type", "content-encoding", "x-request-id", "traceparent"),
     *("connect-protocol-version", "connect-timeout-ms", "connect-content-encoding"),
     *("connect-accept-encoding", "x-user-agent", "tracestate"),
+    # Those of OpenAI's client in a browser.
+    *("x-stainless-lang", "x-stainless-package-version", "x-stainless-os", "x-stainless-arch"),
+    *("x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-retry-count"),
+    *("x-stainless-timeout", "idempotency-key"),
 )
 """Headers that pages of other origins may send, where they may call at all."""
 
-_SHOWN_HEADERS = ("x-request-id", "retry-after", "connect-content-encoding")
+_SHOWN_HEADERS = ("x-request-id", "retry-after", "x-should-retry", "connect-content-encoding")
 """Headers of responses that such pages may read."""
 
 

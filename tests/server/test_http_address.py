@@ -114,6 +114,9 @@ def test_origins_and_names_that_are_allowed_may_call(start: Start) -> None:
     preflight = web.ask("OPTIONS", f"{SERVICE}/ListModels", None, **asked)
     assert preflight.status == 200
     assert preflight.headers["access-control-allow-origin"] == PAGE
+    of_openai = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+    asked["access-control-request-headers"] = of_openai
+    assert web.ask("OPTIONS", "/v1/completions", None, **asked).status == 200
     answer = web.post(f"{SERVICE}/ListModels", {}, origin=PAGE)
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert "access-control-allow-credentials" not in answer.headers
