@@ -457,7 +457,10 @@ def run(config: ServerConfig) -> int:
         with files.shared_with_group(config.data_dir):
             asyncio.run(_run(config))
     except (AddressError, DatabaseError, SettingError, StoreError) as error:
-        print(f"treadle-server: {error}", file=sys.stderr)
+        if config.log_format == "json":
+            logger.critical("%s", error)
+        else:
+            print(f"treadle-server: {error}", file=sys.stderr)
         return 2 if isinstance(error, MalformedSettingError) else 1
     leave_threads()
     return 0
@@ -542,7 +545,7 @@ def _start_tracing(config: ServerConfig) -> None:
     """
     fault = tracing.endpoint_fault(config.otlp_endpoint) if config.otlp_endpoint else ""
     if fault:
-        raise SettingError("otlp_endpoint", fault)
+        raise MalformedSettingError("otlp_endpoint", fault)
     if not (config.otlp_endpoint or tracing.asked_by_environment()):
         return
     try:

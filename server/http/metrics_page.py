@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from treadle.server.access.audit.audited_call import AuditedCall
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
     from treadle.server.telemetry.server_state import ServerState
 
 PATH = "/metrics"
+
+_RATIO = 9
+"""Times as long as a page took to write for which it answers further readers: many that ask for it
+all the time would take too much of the server's."""
 
 
 class MetricsPage:
@@ -50,6 +58,7 @@ class MetricsPage:
         self._authenticator = authenticator
         self._audit = audit
         self._is_public = is_public
+        self._pages: dict[str, _Written] = {}
 
     async def read(self, origin: CallOrigin, accept: str = "") -> tuple[bytes, str]:
         """Returns the page and its content type.
@@ -63,11 +72,17 @@ class MetricsPage:
         """
         if not self._is_public:
             await self._check(origin)
+        encode, content_type = _form(accept)
+        page = self._pages.get(content_type)
+        if page is None or page.is_old:
+            page = self._pages[content_type] = _Written(self._write(encode))
+        return await page.data(), content_type
+
+    async def _write(self, encode: Callable[[Collector], bytes]) -> bytes:
         await self._refresh()
-        encode, content_type = _encoder(accept)
         # Here and not in the thread: what is read belongs to the event loop.
         page = _Page([*self._state.read()])
-        return await thread_pools.METRICS.run(encode, page), content_type
+        return await thread_pools.METRICS.run(encode, page)
 
     async def _check(self, origin: CallOrigin) -> None:
         request_id = request_id_of(origin.metadata)
@@ -87,6 +102,34 @@ class MetricsPage:
             raise
 
 
+class _Written:
+    """A page that is written, or is being written, for all who read it meanwhile.
+
+    Args:
+        write: Writes it.
+    """
+
+    def __init__(self, write: Coroutine[Any, Any, bytes]) -> None:
+        self._began_s = time.monotonic()
+        self._until_s = math.inf
+        self._task = asyncio.create_task(write)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[bytes]) -> None:
+        now_s = time.monotonic()
+        failed = task.cancelled() or task.exception() is not None
+        self._until_s = now_s if failed else now_s + _RATIO * (now_s - self._began_s)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the next reader needs a new one."""
+        return time.monotonic() >= self._until_s
+
+    async def data(self) -> bytes:
+        """Returns the page, once it is written."""
+        return await asyncio.shield(self._task)
+
+
 class _Page(Collector):
     """What is counted, and what was read."""
 
@@ -98,8 +141,13 @@ class _Page(Collector):
         yield from self._read
 
 
-def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    try:
-        return choose_encoder(accept)
-    except (ValueError, TypeError):  # what it asks for is no version
-        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+def _form(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Returns the one of the two forms that a reader takes, and its content type.
+
+    A reader's version and escaping make no difference, since our names are plain ones. Each
+    further form would have to be written once more.
+    """
+    kinds = [entry.partition(";")[0].strip().lower() for entry in accept.split(",")]
+    if "application/openmetrics-text" in kinds:
+        return openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest, CONTENT_TYPE_PLAIN_0_0_4

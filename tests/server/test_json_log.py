@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +66,13 @@ def test_a_server_and_its_workers_log_objects(lines: list[dict[str, Any]]) -> No
     assert "treadle.server.jobs.completion" in {each["logger"] for each in of_job}
     assert "treadle.server.jobs.worker_training" in {each["logger"] for each in of_job}
     assert any(each["message"] == "shutting down" and "request_id" not in each for each in lines)
+
+
+def test_a_server_that_cannot_start_logs_an_object(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "treadle.server", "--data-dir", str(tmp_path / "data")]
+    command += ["--otlp-endpoint", "nowhere", "--log-format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert json.loads(line)["level"] == "critical"
+    assert json.loads(line)["message"].startswith("--otlp-endpoint must be http://HOST:PORT")
