@@ -60,6 +60,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._head_bytes = 0
         self._is_in_head = False
+        self._is_repeating = False
+        """Whether the parser reads a head whose request has begun already."""
         self._waits_since = self.loop.time()
         """Since when it waits for its client: for a head, a body, or the reader of a reply."""
         self._answered_at = math.inf
@@ -94,12 +96,37 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if not self._is_in_head:
             self._waits_since = self.loop.time()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         # A head that has not ended is still in the parser, header by header.
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.head_bytes:
                 self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._continue_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, b"the request is malformed\n")
+
+    def _continue_without_upgrade(self, rest: bytes) -> None:
+        """Takes a request that offers another protocol, such as HTTP/2, as one that does not.
+
+        Java's client offers it with every request. The parser has stopped after the head, without
+        the body; a new one reads it, and what comes later.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        framing = b"".join(
+            b"%b: %b\r\n" % (name, value) for name, value in self.headers if name in _FRAMING
+        )
+        self._is_repeating = True
+        self._parse(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+        self._is_repeating = False
+        if rest and not self.transport.is_closing():
+            self._parse(rest)
 
     def pause_writing(self) -> None:
         """Notes that the client does not read."""
@@ -110,6 +137,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begins the head of a request."""
+        if self._is_repeating:
+            return
         super().on_message_begin()
         if self._extensions:
             self.scope["extensions"] = self._extensions
@@ -117,8 +146,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._waits_since = self.loop.time()
 
+    def on_url(self, url: bytes) -> None:
+        """Takes the path."""
+        if not self._is_repeating:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Takes a header."""
+        if self._is_repeating:
+            return
         if len(self.headers) >= self._limits.headers:
             self._refuse_head()
             raise httptools.HttpParserError("too many headers")
@@ -126,6 +162,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Ends the head of a request, which then runs, or waits for the one before."""
+        if self._is_repeating:
+            return
         self._is_in_head = False
         if len(self.pipeline) >= self._limits.pipelined:
             raise httptools.HttpParserError("too many requests at once")
@@ -133,10 +171,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if size > self._limits.head_bytes:
             self._refuse_head()
             raise httptools.HttpParserError("too large a head")
-        if self.parser.should_upgrade() and any(map(_has_body, self.headers)):
-            # The parser takes what follows such a head for the other protocol.
-            self._refuse(400, b"leave out the header Upgrade: a body cannot come with it\n")
-            raise httptools.HttpParserError("a body with Upgrade")
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -151,16 +185,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Ends the body of a request."""
+        if self.parser.should_upgrade():  # the body is still to come
+            return
         self._answered_at = math.inf
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuses what is no HTTP, or a head with too much in it."""
-        self._is_in_head = False
-        self.transport.write(
-            _raw_response(400, b"the request is malformed, or its head too large\n")
-        )
-        self.transport.close()
 
     # The server calls these.
 
@@ -217,11 +245,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _has_body(header: tuple[bytes, bytes]) -> bool:
-    """Returns whether a header says that a request has a body."""
-    name, value = header
-    return name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-
+_FRAMING = (b"content-length", b"transfer-encoding")
+"""The headers that say where a body ends."""
 
 _PHRASES = {
     400: b"Bad Request",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -235,3 +237,18 @@ def test_a_stream_that_is_malformed_is_refused(web: Web, body: bytes, code: str)
     answer = web.ask("POST", f"{SERVICE}/WatchJob", body, content_type=content_type)
     assert answer.status == 200
     assert json.loads(answer.body[5:])["error"]["code"] == code
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_calls_and_streams(web: Web, http_server: Server, http_model: str) -> None:
+    def curl(method: str, fields: dict[str, Any], *options: str) -> str:
+        command = ["curl", "-sS", "--noproxy", "*", *options, "--data", json.dumps(fields)]
+        command += ["-H", "Content-Type: application/json", f"{web.url}{SERVICE}/{method}"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert json.loads(curl("GetModel", {"model": http_model}))["model"]["name"] == http_model
+    fields = {"model": http_model, "prompt": "the ", "seed": "7", "max_new_tokens": 9}
+    expected = http_server.caller.text(http_model, prompt="the ", seed=7, max_new_tokens=9)
+    for options in (("--no-buffer",), ("--http2",), ("--http1.0",)):
+        lines = map(json.loads, curl("Generate", fields, *options).splitlines())
+        assert "".join(line.get("text", "") for line in lines) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import socket
 import struct
 import time
@@ -75,6 +76,7 @@ class Place:
         routes = [
             Route("/now", self._now, methods=["GET", "POST"]),
             Route("/slow", self._slow),
+            Route("/echo", self._echo, methods=["GET", "POST"]),
             Route("/endless", self._endless),
         ]
         self.server = HttpServer(Starlette(routes=routes), limits=limits)
@@ -82,6 +84,9 @@ class Place:
 
     async def _now(self, request: Request) -> Response:
         return PlainTextResponse("ok")
+
+    async def _echo(self, request: Request) -> Response:
+        return Response(b"<%b>" % await request.body())
 
     async def _slow(self, request: Request) -> Response:
         await self.slow.wait()
@@ -198,7 +203,7 @@ def test_the_rest_of_a_body_that_is_answered_is_not_waited_for() -> None:
         (
             b"POST /now HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
             b"Content-Length: 3\r\n\r\nabc",
-            400,
+            200,
         ),
         (b"GET /now HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
         (
@@ -225,6 +230,28 @@ def test_requests_that_arrive_at_once_are_answered_in_order_and_few() -> None:
             flood = await here.connect(GET * 10_000)
             assert (await flood.rest()).count(b"HTTP/1.1 200") <= 4
             await until(lambda: here.count == 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_an_offer_of_http_2_is_not_taken(step: int) -> None:
+    """As Java's client makes it with every request."""
+    offer = b"Host: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    sent = b"POST /echo HTTP/1.1\r\n" + offer + b"Content-Length: 3\r\n\r\nabc"
+    sent += b"POST /echo HTTP/1.1\r\n" + offer + b"Transfer-Encoding: chunked\r\n\r\n"
+    sent += b"3\r\ndef\r\n0\r\n\r\n"
+    sent += b"GET /echo HTTP/1.1\r\n" + offer + b"\r\n" + GET
+
+    async def test() -> None:
+        async with place() as here:
+            connection = await here.connect()
+            for start in range(0, len(sent), step):
+                connection.send(sent[start : start + step])
+                await asyncio.sleep(0)
+            answered = await connection.rest()
+            assert answered.count(b"HTTP/1.1 200") == 4
+            assert re.findall(rb"<\w*>", answered) == [b"<abc>", b"<def>", b"<>"]
 
     run(test)
 
