@@ -52,8 +52,10 @@ BUDGET = 1 << 25
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that takes and sends one file at once, and small ones."""
+    folder = tmp_path_factory.mktemp("limited")
     server = Server(
-        tmp_path_factory.mktemp("limited") / "data",
+        folder / "data",
+        *("--audit-log", str(folder / "audit.jsonl")),
         *("--export-limit", "1", "--upload-limit", "1", "--upload-idle-s", "0.5"),
         *("--max-model-bytes", str(1 << 26), "--memory-budget", str(BUDGET)),
         *("--max-message-bytes", "65536", "--standby-workers", "0"),
@@ -392,6 +394,27 @@ def test_a_silent_import_ends_and_frees_its_place(limited: Server, file: bytes) 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_for(lambda: not left_over(limited))
     assert send_model(caller, file, "n").model.version == 1
+
+
+def test_models_that_come_and_go_are_in_the_audit_log(limited: Server, file: bytes) -> None:
+    caller = limited.caller
+    send_model(caller, file, "audited", alias="live")
+    fetch_model(caller, "audited@live")
+    refusal(lambda: send_model(caller, b"no model", "audited"))
+    audit = limited.data_dir.with_name("audit.jsonl")
+
+    def entries() -> list[tuple[str, str, dict[str, Any]]]:
+        lines = map(json.loads, audit.read_text().splitlines())
+        mine = [line for line in lines if line["resource"].get("model") == "audited"]
+        return [(line["method"], line["status"], line["resource"]) for line in mine]
+
+    stored = {"model": "audited", "version": 1}
+    wait_for(lambda: len(entries()) == 3)
+    assert entries() == [
+        ("ImportModel", "OK", stored | {"alias": "live"}),
+        ("ExportModel", "OK", stored),
+        ("ImportModel", "INVALID_ARGUMENT", {"model": "audited"}),
+    ]
 
 
 def test_a_killed_server_shows_nothing_of_an_import(start: Start, file: bytes) -> None:
