@@ -47,7 +47,7 @@ export async function showModel({ body, heading, below, tools, id, query, signal
       linkButton("Playground", `#/playground${query}`, "primary"),
       linkButton("Score", `#/score${query}`),
       linkButton("Log watcher", `#/watcher${query}`),
-      button("Delete model", () => remove({ allVersions: true, force: true }, "the model with all its versions"), "danger"),
+      button("Delete model", () => remove({ allVersions: true, force: true }, `${id} with all its versions`), "danger"),
     );
   }
 
@@ -93,7 +93,7 @@ export async function showModel({ body, heading, below, tools, id, query, signal
     show.setAttribute("aria-label", `Record of version ${version}`);
     const request = { version, force: (model.aliases ?? []).length > 0 };
     const aliases = request.force ? " and its aliases" : "";
-    const drop = button("Delete", () => remove(request, `version ${version}${aliases}`), "small danger");
+    const drop = button("Delete", () => remove(request, `version ${version} of ${id}${aliases}`), "small danger");
     drop.setAttribute("aria-label", `Delete version ${version}`);
     return h("div", { class: "buttons" }, show, drop);
   }
