@@ -30,6 +30,10 @@ class Parsers(UserDict[str, "Parser"]):
         """Returns whether there is such a command, imported or not."""
         return name in self.data or name in self.importing
 
+    def __len__(self) -> int:
+        """Returns the number of commands."""
+        return len(self.importing.keys() | self.data.keys())
+
     def __iter__(self) -> Iterator[str]:
         """Yields the names of the commands, in the order of the help."""
         return iter({**self.importing, **self.data})
