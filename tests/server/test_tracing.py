@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -97,6 +99,7 @@ def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
     server = Server(
         tmp_path_factory.mktemp("traced") / "data",
         *("--standby-workers", "0", "--otlp-endpoint", collector.url, "--log-format", "json"),
+        *("--http-address", "127.0.0.1:0"),
         environment=variables,
     )
     stub = server.caller.stub
@@ -110,9 +113,28 @@ def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
     stub.Score(pb.ScoreRequest(model="m", texts=[SECRET]), timeout=PATIENCE_S)
     with pytest.raises(grpc.RpcError):
         stub.GetModel(pb.GetModelRequest(model="missing"), timeout=PATIENCE_S, metadata=context)
+    _call_by_http(server)
     server.end()  # it sends what it has before that
     yield server
     server.close()
+
+
+def _call_by_http(server: Server) -> None:
+    call = urllib.request.Request(
+        f"{server.http_url}/treadle.v1.SequenceService/Embed",
+        data=json.dumps({"model": "m", "texts": ["the"]}).encode(),
+        headers={"Content-Type": "application/json", "Traceparent": PARENT},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(call, timeout=PATIENCE_S) as reply:
+        assert reply.status == 200
+
+
+def test_a_call_by_http_is_part_of_it_too(collector: Collector, server: Server) -> None:
+    [call] = collector.named("/Embed")
+    assert call.trace_id.hex() == TRACE
+    assert call.parent_span_id.hex() == PARENT.split("-")[2]
+    assert collector.below(call).keys() == {"queue", "embed"}
 
 
 def test_a_call_is_part_of_the_trace_of_its_client(collector: Collector, server: Server) -> None:
