@@ -6,6 +6,7 @@ errors are those of gRPC.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from treadle.server.config import MalformedSettingError
 from treadle.server.errors import StatusError
 from treadle.server.http import metrics_endpoint, probes
 from treadle.server.http.connect.routes import routes as connect_routes
@@ -39,6 +41,9 @@ _Code = grpc.StatusCode
 
 _CODES = {404: _Code.NOT_FOUND, 405: _Code.UNIMPLEMENTED}
 """What the errors of routing are as a status of gRPC."""
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_NAME = re.compile(r"[a-z0-9._-]+")
 
 _ASKED_HEADERS = (
     *("authorization", "content-type", "content-encoding", "x-request-id", "traceparent"),
@@ -86,15 +91,30 @@ def http_app(
     )
 
 
-def listed(setting: str) -> frozenset[str]:
-    """Returns the entries of a setting that is a list with commas."""
-    return frozenset(entry.strip().rstrip("/").lower() for entry in setting.split(",") if entry)
+def listed(config: ServerConfig, setting: str, form: re.Pattern[str], what: str) -> frozenset[str]:
+    """Returns the entries of a setting that is a list with commas.
+
+    Args:
+        config: The settings of the server.
+        setting: The name of the setting.
+        form: What an entry looks like, besides `*`.
+        what: What an entry is, for messages.
+
+    Raises:
+        MalformedSettingError: An entry is something else.
+    """
+    entries = [entry.strip().rstrip("/").lower() for entry in getattr(config, setting).split(",")]
+    for entry in filter(None, entries):
+        if entry != EVERY and not form.fullmatch(entry):
+            raise MalformedSettingError(setting, f"has {entry!r}, which is not {what}")
+    return frozenset(filter(None, entries))
 
 
 def _middleware(config: ServerConfig, budget: MemoryBudget) -> list[Middleware]:
-    origins = listed(config.http_allow_origin)
-    # Where callers need credentials, a page without them may call under any name.
-    hosts = frozenset([EVERY]) if config.callers_file else listed(config.http_allow_host)
+    origins = listed(config, "http_allow_origin", _ORIGIN, "an origin, as https://app.example")
+    hosts = listed(config, "http_allow_host", _NAME, "the name of a host, as treadle.example")
+    if config.callers_file:  # a page without a credential may call under any name
+        hosts = frozenset([EVERY])
     found = [
         Middleware(ResponseHeaders),
         Middleware(UnreadReplies, budget=budget),

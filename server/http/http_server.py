@@ -142,7 +142,10 @@ class HttpServer:
                 connection.look(loop.time())
             certificate = self._certificate
             if certificate is not None and certificate.certificate is not self._served:
-                await self._serve()
+                try:
+                    await self._serve()
+                except (OSError, ValueError):  # those of before continue, and keep theirs
+                    logger.exception("HTTP cannot take the new certificate")
 
     def _set_date(self) -> None:
         date = formatdate(time.time(), usegmt=True).encode()

@@ -12,15 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import HOUR, Authority, Pair, copy_over, write
 from starlette.applications import Starlette
 
 from treadle.server.app import announce
-from treadle.server.config import ServerConfig
+from treadle.server.config import MalformedSettingError, ServerConfig
 from treadle.server.http import probes
+from treadle.server.http.app import http_app
 from treadle.server.http.http_server import HttpServer
+from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, first_progress, long_spec, requests, wait_for
@@ -143,6 +146,22 @@ def test_an_address_that_cannot_be_is_named(tmp_path: Path, web: Web) -> None:
         assert "--http-address" in ended.stderr
         assert "Traceback" not in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("http_allow_origin", "https://a.b,page.example", "'page.example', which is not an origin"),
+        ("http_allow_origin", "https://a.b/page", "not an origin"),
+        ("http_allow_host", "a.b, a.b:80", "'a.b:80', which is not the name of a host"),
+        ("http_allow_host", "https://a.b", "not the name of a host"),
+    ],
+)
+def test_an_entry_that_could_never_match_is_refused(setting: str, value: str, said: str) -> None:
+    config = ServerConfig(**{setting: value})  # type: ignore[arg-type]
+    unused: Any = None
+    with pytest.raises(MalformedSettingError, match=said):
+        http_app(unused, config, MemoryBudget(1), lambda: True, unused)
 
 
 def test_the_lines_name_both_addresses_and_who_reaches_them(

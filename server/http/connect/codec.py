@@ -26,8 +26,9 @@ from treadle.server.http.connect.json_faults import json_faults
 from treadle.server.messages import repeated_limits
 from treadle.server.resources import thread_pools
 
-_SMALL_BYTES = 1 << 16
-"""Messages up to this size are parsed and serialized in the event loop, in a few milliseconds."""
+_SMALL_JSON_BYTES = 1 << 12
+_SMALL_PROTO_BYTES = 1 << 16
+"""Messages up to these sizes are parsed and serialized in the event loop, in a few milliseconds."""
 
 _MOST_VALUES = 1 << 16
 """Values of one JSON text, twice the fields that a message of gRPC may have. Python's parser of
@@ -52,11 +53,13 @@ class Codec:
         name: What the content type calls it.
         parse_now: Returns the message of a kind in bytes; raises StatusError.
         serialize_now: Returns a message as bytes.
+        small_bytes: Messages up to this size are parsed and serialized in the event loop.
     """
 
     name: str
     parse_now: Callable[[bytes, Descriptor], Message]
     serialize_now: Callable[[Message], bytes]
+    small_bytes: int
 
     async def parse(self, data: bytes, kind: Descriptor) -> Message:
         """Returns a message; a large one is parsed in a thread.
@@ -68,13 +71,13 @@ class Codec:
         Raises:
             StatusError: INVALID_ARGUMENT: it is malformed, or has a field that does not exist.
         """
-        if len(data) <= _SMALL_BYTES:
+        if len(data) <= self.small_bytes:
             return self.parse_now(data, kind)
         return await thread_pools.JSON.run(self.parse_now, data, kind)
 
     async def serialize(self, message: Message) -> bytes:
         """Returns the bytes of a message; a large one is serialized in a thread."""
-        if message.ByteSize() <= _SMALL_BYTES:
+        if message.ByteSize() <= self.small_bytes:
             return self.serialize_now(message)
         return await thread_pools.JSON.run(self.serialize_now, message)
 
@@ -154,7 +157,7 @@ def _malformed(text: str) -> StatusError:
 
 def _serialize_json(message: Message) -> bytes:
     value = json_format.MessageToDict(message)
-    if message.ByteSize() <= _SMALL_BYTES:
+    if message.ByteSize() <= _SMALL_JSON_BYTES:
         return _dumps(value).encode()
     return "".join(_pieces(value)).encode()
 
@@ -193,10 +196,12 @@ def _parse_proto(data: bytes, kind: Descriptor) -> Message:
         raise _malformed(text) from None
 
 
-JSON = Codec("json", _parse_json, _serialize_json)
+JSON = Codec("json", _parse_json, _serialize_json, _SMALL_JSON_BYTES)
 """JSON as proto3 maps it."""
 
-PROTO = Codec("proto", _parse_proto, lambda message: message.SerializeToString())
+PROTO = Codec(
+    "proto", _parse_proto, lambda message: message.SerializeToString(), _SMALL_PROTO_BYTES
+)
 """The messages of gRPC."""
 
 CODECS = {codec.name: codec for codec in (JSON, PROTO)}
