@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.http.caller_origin import origin_of
+from treadle.server.http.json_size import has_more_values
 from treadle.server.http.openai.json_fields import read_object
 from treadle.server.http.openai.openai_error import OpenAIError
 from treadle.server.http.openai.rpc_errors import from_status
@@ -31,7 +32,7 @@ _SMALL_BYTES = 1 << 16
 """A body up to this size is read before it is known who calls, and parsed on the event loop."""
 
 _MOST_VALUES = 1 << 18
-"""About the most values of a body. Python's parser of JSON lets nothing else run meanwhile."""
+"""The most values of a body. Python's parser of JSON lets nothing else run meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Exchange:
         data = await self.bodies.read(self.body, self.held)
         if len(data) <= _SMALL_BYTES:
             return reader(read_object(data))
-        if data.count(b",") > _MOST_VALUES:
+        if has_more_values(data, _MOST_VALUES):
             raise OpenAIError(400, f"the body has more than {_MOST_VALUES:,} values")
         # What is made of it takes several times as much, until the request is answered.
         self.held.resize(8 * len(data))
