@@ -27,6 +27,9 @@ class ConnectionLimits:
     connections: int = 1024
     """The most connections. One more takes the place of the one that waits for its client the
     longest."""
+    handshakes: int = 128
+    """The most connections in the handshake of TLS, each of which takes a third of a megabyte. One
+    more takes the place of the oldest."""
     head_bytes: int = 1 << 15
     """Bytes of the path and the headers of a request."""
     headers: int = 100

@@ -24,6 +24,7 @@ from uvicorn.server import ServerState
 from treadle.server.address import AddressError, clear_socket, socket_path
 from treadle.server.config import SettingError
 from treadle.server.http.guarded_protocol import ConnectionLimits, GuardedProtocol
+from treadle.server.http.tls_listener import TlsListener
 
 if TYPE_CHECKING:
     from treadle.server.tls.certificate_files import ServerCertificate
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _BACKLOG = 512
-_HANDSHAKE_S = 20.0
-"""Seconds within which a new connection must finish TLS."""
 _VANISHED_S = 60
 """Seconds of silence after which the system asks whether a client is still there."""
 
@@ -71,7 +70,7 @@ class HttpServer:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._state = ServerState()
         self._sockets: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsListener] = []
         self._served: ServerCertificate | None = None
         self._looking: asyncio.Task[None] | None = None
         self._path: Path | None = None
@@ -108,23 +107,22 @@ class HttpServer:
 
     async def _serve(self) -> None:
         """Accepts connections, from now on with the certificate of this moment."""
-        context = None
+        before = self._servers
+        # A listening socket may be shared, so that no connection is refused in between.
+        shared = [listening.dup() for listening in self._sockets]
         if self._certificate is not None:
             self._served = self._certificate.certificate
             context = _tls_context(self._served)
-        before = self._servers
-        loop = asyncio.get_running_loop()
-        self._servers = [
-            await loop.create_server(
-                self._connection,
-                # A listening socket may be shared, so that no connection is refused in between.
-                sock=listening.dup(),
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else _HANDSHAKE_S,
-                backlog=_BACKLOG,
-            )
-            for listening in self._sockets
-        ]
+            self._servers = [
+                TlsListener(each, context, self._connection, self._limits.handshakes)
+                for each in shared
+            ]
+        else:
+            loop = asyncio.get_running_loop()
+            self._servers = [
+                await loop.create_server(self._connection, sock=each, backlog=_BACKLOG)
+                for each in shared
+            ]
         for server in before:
             server.close()
 

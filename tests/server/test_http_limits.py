@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,7 @@ from starlette.routing import Route
 
 from treadle.server.http.guarded_protocol import ConnectionLimits
 from treadle.server.http.http_server import HttpServer
+from treadle.server.http.tls_listener import TlsListener
 from treadle.server.http.unread_replies import UnreadReplies
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
@@ -267,6 +269,26 @@ def test_a_full_server_gives_the_place_of_one_that_sends_nothing() -> None:
             assert await connection.status() == 200
             assert await silent[0].rest() == b""
             assert here.count == 3
+
+    run(test)
+
+
+def test_a_handshake_too_many_ends_the_oldest() -> None:
+    async def test() -> None:
+        before = asyncio.all_tasks()
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        address = listening.getsockname()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        listener = TlsListener(listening, context, asyncio.Protocol, most=2)
+        halves = [Connection(*await asyncio.open_connection(*address)) for _ in range(3)]
+        assert await halves[0].rest() == b""
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(halves[2].rest(), 0.2)
+        listener.close()
+        for half in halves:
+            half.close()
+        await until(lambda: asyncio.all_tasks() == before)
 
     run(test)
 
