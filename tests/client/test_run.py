@@ -104,6 +104,20 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(ServerStartError, match="has ended: the data directory"):
         server.check()
     assert not server.is_running
+    with open(server.log, "a", encoding="utf-8") as log:
+        log.write("2026-01-01 00:00:00,000 INFO treadle.server.warmup: a line of another server\n")
+    assert "the data directory" in server.last_words()
+
+
+def test_the_reason_of_an_older_server_is_not_the_reason_of_a_new_one(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("treadle-server: the reason of an older server\n", "utf-8")
+    server = LocalServer("127.0.0.1:0", log, ["--help"])
+    server.start()
+    until = time.monotonic() + PATIENCE_S
+    while server.is_running and time.monotonic() < until:
+        time.sleep(0.05)
+    assert "older" not in server.last_words()
 
 
 # ---------------------------------------------------------------------- the file

@@ -18,8 +18,11 @@ from treadle.client.errors import TreadleError
 STOP_S = 15.0
 """The longest that a server may take to stop, which has a grace period of its own."""
 
-LAST_BYTES = 4096
+LAST_BYTES = 65_536
 """How much of the end of the log is read for the reason of a failure."""
+
+NAME = "treadle-server: "
+"""What the line begins with in which a server says why it does not start."""
 
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 """Signals besides Ctrl-C that end the command, and so the server."""
@@ -47,6 +50,7 @@ class LocalServer:
         """Whether it stays when the command ends."""
         self._words = [sys.executable, "-m", "treadle.server", "--address", address, *words]
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def id(self) -> int | None:
@@ -62,6 +66,7 @@ class LocalServer:
         """Starts it; it answers soon, and serves once its kernels are compiled."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._words,
                 stdin=subprocess.DEVNULL,
@@ -82,12 +87,16 @@ class LocalServer:
             )
 
     def last_words(self) -> str:
-        """Returns the last line of its log, without its own name."""
+        """Returns the reason in its log: the last line with its name, or else the last one.
+
+        Other servers of this machine may write to the same file.
+        """
         with contextlib.suppress(OSError), open(self.log, "rb") as file:
-            file.seek(max(0, os.path.getsize(self.log) - LAST_BYTES))
+            file.seek(max(self._log_start, os.path.getsize(self.log) - LAST_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
+            reasons = [line for line in lines if line.startswith(NAME)]
             if lines:
-                return lines[-1].removeprefix("treadle-server: ")
+                return (reasons or lines)[-1].removeprefix(NAME)
         return "it says nothing"
 
     def stop(self) -> None:
