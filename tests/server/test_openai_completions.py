@@ -326,7 +326,7 @@ def test_models(client: openai.OpenAI, http_server: Server, http_model: str) -> 
         assert client.models.retrieve(name).id == name
         assert client.completions.create(model=name, prompt="a", seed=1).model == f"{http_model}@1"
     spec = tiny_spec("openai-gone")
-    for _ in range(3):
+    for _ in range(2):
         http_server.caller.trained(spec)
     assert client.models.delete("openai-gone@2").deleted
     with pytest.raises(openai.NotFoundError):

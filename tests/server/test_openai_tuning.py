@@ -113,7 +113,6 @@ def test_a_model_of_text_reads_items_as_lines(client: openai.OpenAI, http_server
     by_form = {
         "pairs": put(client, lines(PAIRS)),
         "texts": put(client, lines([{"text": "the quick brown fox."}] * 30)),
-        "plain": put(client, TEXT, "plain.txt"),
     }
     for form, file in by_form.items():
         job = client.fine_tuning.jobs.create(
