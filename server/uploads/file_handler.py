@@ -105,9 +105,7 @@ class FileHandler:
             finally:
                 await outlast(_close(upload))
         audit_change(file=row.id, corpora=[row.sha256])
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # which `outlast` kept from the work
-            raise asyncio.CancelledError
+        _end_if_cancelled()
         return pb.UploadFileResponse(file=_message(row))
 
     async def _receive(
@@ -181,11 +179,13 @@ class FileHandler:
         """
         row = await self._find(request.file)
         with self._admission.watchers.admit():
-            handle = await thread_pools.UPLOADS.run(self._files.open, row)
+            handle = await outlast(thread_pools.UPLOADS.run(self._files.open, row))
             try:
+                _end_if_cancelled()
                 while data := await outlast(
                     thread_pools.UPLOADS.run(os.read, handle, _CHUNK_BYTES)
                 ):
+                    _end_if_cancelled()
                     yield pb.ReadFileResponse(chunk=data)
             finally:
                 os.close(handle)
@@ -207,6 +207,17 @@ class FileHandler:
             if not current_caller().is_admin:
                 audit_hidden()
             raise
+
+
+def _end_if_cancelled() -> None:
+    """Ends the current call if it was cancelled while `outlast` kept that from its work.
+
+    Raises:
+        CancelledError: It was.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _owner() -> str | None:

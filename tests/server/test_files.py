@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from treadle.server.access.callers.access_token import new_access_token
+from treadle.server.inference.admission import Admission
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.retention import RetentionPeriods, delete_expired
 from treadle.server.storage.schema import FileRow
+from treadle.server.uploads.file_handler import FileHandler
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, detail_of, fields_of, tiny_spec
@@ -208,3 +213,35 @@ def test_a_file_goes_with_its_bytes_after_their_retention(tmp_path: Path) -> Non
         assert [row.name for row in data_dir.database.files()] == ["new", "new"]
     finally:
         data_dir.close()
+
+
+def test_a_call_that_is_cancelled_while_it_opens_a_file_closes_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    row = FileRow("file-x", "", "x", "0" * 64, 3, 1e9)
+    data_dir: Any = SimpleNamespace(
+        database=SimpleNamespace(files=lambda *_: [row]),
+        corpora=SimpleNamespace(touch=lambda _: None, path=lambda _: pipe),
+    )
+    admission: Any = SimpleNamespace(watchers=Admission(1, "calls"))
+    nothing: Any = None
+    handler = FileHandler(data_dir, nothing, nothing, nothing, admission, 1 << 20)
+
+    async def read() -> None:
+        async for _ in handler.read(pb.ReadFileRequest(file=row.id)):
+            pass
+
+    async def test() -> None:
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.2)  # until its thread waits for somebody who writes
+        task.cancel()
+        writer = await asyncio.to_thread(os.open, pipe, os.O_WRONLY)
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(BrokenPipeError):
+                os.write(writer, b"x")
+        finally:
+            os.close(writer)
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
