@@ -85,22 +85,27 @@ async def read_file(exchange: Exchange) -> None:
     """
     file = await _find(exchange)
     request = pb.ReadFileRequest(file=file.id)
-    async with exchange.service.stream("ReadFile", request, exchange.origin) as replies:
-        headers = [
-            (b"content-type", b"application/octet-stream"),
-            (b"content-length", str(file.size_bytes).encode()),
-            (b"content-disposition", b"attachment"),
-        ]
-        begun = False
-        async for reply in replies:
-            if not begun:
-                begun = True
-                await exchange.send(
-                    {"type": "http.response.start", "status": 200, "headers": headers}
-                )
-            body = {"type": "http.response.body", "body": reply.chunk, "more_body": True}
-            await exchange.send(body)
-        await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+    headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(file.size_bytes).encode()),
+        (b"content-disposition", b"attachment"),
+    ]
+    begun = False
+    try:
+        async with exchange.service.stream("ReadFile", request, exchange.origin) as replies:
+            async for reply in replies:
+                if not begun:
+                    begun = True
+                    await exchange.send(
+                        {"type": "http.response.start", "status": 200, "headers": headers}
+                    )
+                body = {"type": "http.response.body", "body": reply.chunk, "more_body": True}
+                await exchange.send(body)
+    except StatusError:
+        if not begun:
+            raise
+        return  # the connection ends before the bytes that were promised
+    await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def delete_file(exchange: Exchange) -> Response:
