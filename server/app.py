@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +48,7 @@ from treadle.server.jobs.submission import Submission
 from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
+from treadle.server.release import RELEASE
 from treadle.server.resources import open_files, thread_pools
 from treadle.server.resources.disk_usage import DiskUsage
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
@@ -493,10 +493,10 @@ def announce(address: str, config: ServerConfig | None = None, http_url: str = "
         config: Its settings; None: the defaults.
         http_url: The URL of its HTTP address; empty: it has none.
     """
-    print(f"treadle-server {version('treadle')} listening on {address}", flush=True)
+    print(f"treadle-server {RELEASE} listening on {address}", flush=True)
     config = config or ServerConfig()
     if http_url:
-        print(f"treadle-server {version('treadle')} answers HTTP at {http_url}", flush=True)
+        print(f"treadle-server {RELEASE} answers HTTP at {http_url}", flush=True)
     tls = bool(config.tls_cert_file)
     callers = bool(config.callers_file)
     client_ca_file = config.tls_client_ca_file
@@ -549,7 +549,7 @@ def _start_tracing(config: ServerConfig) -> None:
     if not (config.otlp_endpoint or tracing.asked_by_environment()):
         return
     try:
-        tracing.start(config.otlp_endpoint, version("treadle"))
+        tracing.start(config.otlp_endpoint, RELEASE)
     except ImportError as error:
         if config.otlp_endpoint:
             raise SettingError("otlp_endpoint", tracing.MISSING) from error

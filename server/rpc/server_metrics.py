@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from treadle.server.release import RELEASE
 from treadle.server.storage.job_state import UNFINISHED_STATES
 from treadle.server.telemetry.server_state import ServerState
 from treadle.server.telemetry.training_metrics import TRAINING
@@ -66,7 +66,7 @@ def server_state(
 
     return ServerState(
         {
-            "treadle_build_info": lambda: {version("treadle"): 1},
+            "treadle_build_info": lambda: {RELEASE: 1},
             "treadle_ready": lambda: float(is_ready()),
             "treadle_calls_running": calls,
             "treadle_streams_open": streams,

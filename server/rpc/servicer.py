@@ -6,7 +6,6 @@ Errors are raised, not returned: `Interceptor` turns them into statuses.
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from treadle.model import compiled_for
@@ -18,6 +17,7 @@ from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
+from treadle.server.release import RELEASE
 from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
@@ -334,7 +334,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         caller = current_caller()
         info = pb.GetServerInfoResponse(
             caller=None if caller is ANONYMOUS else await self._describe(caller),
-            version=version("treadle"),
+            version=RELEASE,
             cpu_target=compiled_for(),
             threads=self._config.threads,
             uptime_s=time.monotonic() - self._began,

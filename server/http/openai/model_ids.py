@@ -14,14 +14,13 @@ All of them can stand in a URL.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from treadle.server.http.openai.json_fields import MAX_UINT64
 from treadle.server.http.openai.openai_error import OpenAIError, invalid
+from treadle.server.release import RELEASE
 from treadle.v1 import sequence_pb2 as pb
 
-_VERSION = version("treadle")
 """That of this program; to look it up takes milliseconds."""
 
 _JOB = "job:"
@@ -83,4 +82,4 @@ def job_id(job: str) -> str:
 
 def fingerprint(model: pb.Model) -> str:
     """Returns what identifies the weights and the program that generate a text."""
-    return f"fp_{model.sha256[:16]}_treadle_{_VERSION}"
+    return f"fp_{model.sha256[:16]}_treadle_{RELEASE}"
