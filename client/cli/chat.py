@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from treadle.client.cli.connect import connect
+from treadle.client.cli.conversation.conversation import talk
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
-from treadle.client.cli.input.conversation import talk
 from treadle.client.cli.input.text_input import input_lines
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags
 from treadle.client.cli.options.parser import Commands

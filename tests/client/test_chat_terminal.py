@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from treadle.client import CancelledError, Client
-from treadle.client.cli.input import chat_terminal
+from treadle.client.cli.conversation import chat_terminal
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import STUCK, FakeServer, FakeService

@@ -1,1 +1,1 @@
-"""Input of the `treadle` command: files, lines, JSON and the terminal."""
+"""Input of the `treadle` command: files, lines and JSON."""

@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.connect import connect
+from treadle.client.cli.conversation.conversation import talk
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.follow import follow, interruption, make_report
-from treadle.client.cli.input.conversation import talk
 from treadle.client.cli.local.answering_server import answering_server
 from treadle.client.cli.local.corpus_file import CorpusFile
 from treadle.client.cli.options.field_flags import OPTIONS, add_flags

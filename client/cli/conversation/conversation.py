@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from treadle.client.cli.conversation.chat_terminal import converse
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.output_file import write_output
-from treadle.client.cli.input.chat_terminal import converse
 from treadle.client.cli.options.values import read_state
 from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
 from treadle.client.files.paths import display_path
