@@ -19,6 +19,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+DISCONNECTED = "treadle.disconnected"
+"""The entry of a scope with the event that the connection is lost."""
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -70,6 +73,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._answered_at = math.inf
         """When a request was answered whose body has not arrived completely."""
         self._extensions: dict[str, Any] = {}
+        self._disconnected = asyncio.Event()
 
     # The transport calls these.
 
@@ -92,6 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forgets the connection."""
         if self.flow is not None:  # it had a place, which another one may have got since
             super().connection_lost(exc)
+        self._disconnected.set()
 
     def data_received(self, data: bytes) -> None:
         """Parses what has arrived."""
@@ -143,6 +148,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_repeating:
             return
         super().on_message_begin()
+        entries: Any = self.scope
+        entries[DISCONNECTED] = self._disconnected
         if self._extensions:
             self.scope["extensions"] = self._extensions
         self._is_in_head = True

@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from treadle.server.address import AddressError, clear_socket, socket_path
 from treadle.server.config import SettingError
 from treadle.server.http.guarded_protocol import ConnectionLimits, GuardedProtocol
-from treadle.server.http.tls_listener import TlsListener
+from treadle.server.http.listener import Listener
 
 if TYPE_CHECKING:
     from treadle.server.tls.certificate_files import ServerCertificate
@@ -70,7 +70,7 @@ class HttpServer:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._state = ServerState()
         self._sockets: list[socket.socket] = []
-        self._servers: list[asyncio.Server | TlsListener] = []
+        self._listeners: list[Listener] = []
         self._served: ServerCertificate | None = None
         self._looking: asyncio.Task[None] | None = None
         self._path: Path | None = None
@@ -98,33 +98,27 @@ class HttpServer:
                 fault = f"cannot listen on {address}: {_reason(error)}"
             raise SettingError("http_address", f"must be another address: {fault}") from None
         self._set_date()
-        await self._serve()
+        self._serve()
         self._looking = asyncio.create_task(self._look())
         if address.startswith("unix"):
             return address
         scheme = "http" if self._certificate is None else "https"
         return f"{scheme}://{address.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
 
-    async def _serve(self) -> None:
+    def _serve(self) -> None:
         """Accepts connections, from now on with the certificate of this moment."""
-        before = self._servers
-        # A listening socket may be shared, so that no connection is refused in between.
-        shared = [listening.dup() for listening in self._sockets]
+        before = self._listeners
+        context = None
         if self._certificate is not None:
             self._served = self._certificate.certificate
             context = _tls_context(self._served)
-            self._servers = [
-                TlsListener(each, context, self._connection, self._limits.handshakes)
-                for each in shared
-            ]
-        else:
-            loop = asyncio.get_running_loop()
-            self._servers = [
-                await loop.create_server(self._connection, sock=each, backlog=_BACKLOG)
-                for each in shared
-            ]
-        for server in before:
-            server.close()
+        self._listeners = [
+            # A listening socket may be shared, so that no connection is refused in between.
+            Listener(listening.dup(), context, self._connection, self._limits.handshakes)
+            for listening in self._sockets
+        ]
+        for listener in before:
+            listener.close()
 
     def _connection(self) -> GuardedProtocol:
         return GuardedProtocol(self._config, self._state, self._limits)
@@ -141,7 +135,7 @@ class HttpServer:
             certificate = self._certificate
             if certificate is not None and certificate.certificate is not self._served:
                 try:
-                    await self._serve()
+                    self._serve()
                 except (OSError, ValueError):  # those of before continue, and keep theirs
                     logger.exception("HTTP cannot take the new certificate")
 
@@ -151,8 +145,8 @@ class HttpServer:
 
     def drain(self) -> None:
         """Accepts no more connections, and closes those without a request."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         for listening in self._sockets:
             listening.close()
         self._sockets = []

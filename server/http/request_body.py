@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope
 
 from treadle.server.errors import StatusError
 from treadle.server.http.errors import HttpError, too_large
+from treadle.server.http.guarded_protocol import DISCONNECTED
 
 if TYPE_CHECKING:
     from treadle.server.resources.memory_budget import MemoryBudget, Reservation
@@ -39,7 +40,7 @@ class RequestBody:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
         self._is_complete = False
-        self._completed = asyncio.Event()
+        self._disconnected: asyncio.Event = scope[DISCONNECTED]
         self.length = _content_length(scope)
         """Bytes that it will have, as its header says; None: unknown."""
         self.fault: HttpError | None = None
@@ -63,21 +64,11 @@ class RequestBody:
         while not self._is_complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._complete()
+                self._is_complete = True
                 raise StatusError(grpc.StatusCode.CANCELLED, "the client left")
-            if not message.get("more_body", False):
-                self._complete()
+            self._is_complete = not message.get("more_body", False)
             if message.get("body"):
                 yield message["body"]
-
-    def _complete(self) -> None:
-        self._is_complete = True
-        self._completed.set()
-
-    async def _wait_for_disconnect(self) -> None:
-        await self._completed.wait()  # until then, `chunks` receives, and notices it
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     @asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:
@@ -88,7 +79,8 @@ class RequestBody:
         task = asyncio.current_task()
         assert task is not None
         block = _Block(task)
-        watch = asyncio.create_task(self._wait_for_disconnect())
+        # The next message would say so only behind a body that may be read no further.
+        watch = asyncio.create_task(self._disconnected.wait())
         watch.add_done_callback(block.end_early)
         try:
             yield
@@ -112,7 +104,7 @@ class _Block:
         self.is_over = False
         self.ended_early = False
 
-    def end_early(self, watch: asyncio.Task[None]) -> None:
+    def end_early(self, watch: asyncio.Task[Any]) -> None:
         """Cancels the block, unless it is over."""
         if not watch.cancelled() and not self.is_over:
             self.ended_early = True

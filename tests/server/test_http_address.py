@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import ssl
 import subprocess
 import sys
@@ -273,6 +274,32 @@ def test_an_upload_that_breaks_off_trains_nothing(http_server: Server, web: Web)
         connection.send(b"".join(sent[:-1]))
     wait_for(lambda: http_server.caller.info().training_queued == 0)
     assert [job.id for job in http_server.caller.jobs()] == before
+
+
+def test_a_follower_that_leaves_before_the_end_of_its_body_ends_its_call(
+    http_server: Server, web: Web
+) -> None:
+    sent = [envelope(serialized(each, "proto")) for each in requests(long_spec("left"), TEXT)]
+    with web.connection() as connection:
+        connection.putrequest("POST", f"{SERVICE}/Train")
+        connection.putheader("Content-Type", "application/connect+proto")
+        connection.putheader("Content-Length", "100000")
+        connection.endheaders(b"".join(sent))
+        assert connection.getresponse().read(10)
+        assert running(web, "Train") == 1
+    wait_for(lambda: running(web, "Train") == 0)
+    for job in http_server.caller.jobs(model="left"):
+        http_server.caller.stub.CancelJob(pb.CancelJobRequest(job=job.id))
+
+
+def running(web: Web, method: str) -> float:
+    """Returns how many calls of a method run, by the metrics."""
+    counts = {"started": 0.0, "handled": 0.0}
+    for line in web.get("/metrics").body.decode().splitlines():
+        found = re.match(rf'grpc_server_(\w+)_total{{.*grpc_method="{method}".*}} (\S+)', line)
+        if found and found[1] in counts:
+            counts[found[1]] += float(found[2])
+    return counts["started"] - counts["handled"]
 
 
 _ROBOT = b"""[callers.machine]

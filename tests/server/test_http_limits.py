@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from treadle.server.http.guarded_protocol import ConnectionLimits
 from treadle.server.http.http_server import HttpServer
-from treadle.server.http.tls_listener import TlsListener
+from treadle.server.http.listener import Listener
 from treadle.server.http.unread_replies import UnreadReplies
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.v1 import sequence_pb2 as pb
@@ -280,7 +280,7 @@ def test_a_handshake_too_many_ends_the_oldest() -> None:
         listening.setblocking(False)
         address = listening.getsockname()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        listener = TlsListener(listening, context, asyncio.Protocol, most=2)
+        listener = Listener(listening, context, asyncio.Protocol, most=2)
         halves = [Connection(*await asyncio.open_connection(*address)) for _ in range(3)]
         assert await halves[0].rest() == b""
         with pytest.raises(TimeoutError):

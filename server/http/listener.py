@@ -1,6 +1,7 @@
-"""`TlsListener` accepts connections, and passes on those that have finished the handshake of TLS.
+"""`Listener` accepts connections, and passes on those that have finished the handshake of TLS.
 
 asyncio's own server lets any number of strangers begin a handshake, and keeps memory for each.
+Where the process can open no more files, it writes a megabyte to the log each second.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _PAUSE_S = 1.0
 """Seconds until the next try where the system gives no connection, as it has no more files."""
 
 
-class TlsListener:
+class Listener:
     """Accepts connections of one socket.
 
     Args:
         listening: The socket, which is closed with the listener.
-        context: What the connections are made with.
+        context: What the connections are made with; None: without TLS.
         protocol: Makes the protocol of a connection.
         most: The most handshakes at once. One more ends the oldest.
     """
@@ -33,7 +34,7 @@ class TlsListener:
     def __init__(
         self,
         listening: socket.socket,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         protocol: Callable[[], asyncio.Protocol],
         most: int,
     ) -> None:
@@ -78,7 +79,7 @@ class TlsListener:
                 self._protocol,
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=_HANDSHAKE_S,
+                ssl_handshake_timeout=None if self._context is None else _HANDSHAKE_S,
             )
         except OSError as error:  # which those of TLS are
             logger.debug("a handshake failed: %s", error)
