@@ -80,16 +80,6 @@ def error_headers(error: StatusError) -> dict[str, str]:
     return headers
 
 
-def error_fields(error: StatusError) -> list[tuple[str, str]]:
-    """Returns the fields of the request that an error names, each with what is wrong with it."""
-    found = []
-    for detail in error.details:
-        request = _unpacked(detail, error_details_pb2.BadRequest)
-        if request is not None:
-            found += [(fault.field, fault.description) for fault in request.field_violations]
-    return found
-
-
 def error_object(error: StatusError) -> dict[str, Any]:
     """Returns an error as the Connect protocol writes it.
 

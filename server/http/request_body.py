@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from treadle.server.errors import StatusError
@@ -154,10 +153,6 @@ class Bodies:
             text = f"the body of the request did not arrive within {READ_S:g} seconds"
             raise HttpError(408, grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
         return bytes(data)
-
-    async def read_request(self, request: Request, held: Reservation) -> bytes:
-        """Returns the whole body of a request; see `read`."""
-        return await self.read(RequestBody(request.scope, request.receive), held)
 
 
 def _content_length(scope: Scope | dict[str, Any]) -> int | None:
