@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,10 +25,13 @@ from treadle.v1 import sequence_pb2_grpc
 
 from .harness import NO_PROXY, PATIENCE_S, TEXT, Server, long_spec, requests, tiny_spec, wait_for
 from .key_server import AUDIENCE, ISSUER, KeyServer, Signer
+from .web import SERVICE as WEB_SERVICE
+from .web import Web
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SequenceService"]
 METHODS = {method.name: method for method in SERVICE.methods}
 REFUSED = grpc.StatusCode.UNAUTHENTICATED
+JSON = "application/json"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 SOON_S = 10.0
@@ -57,12 +62,17 @@ class Guarded:
         self.server = Server(
             folder / "data",
             *("--standby-workers", "0", "--training-slots", "2", "--log-level", "debug"),
-            *("--callers-file", str(self.file)),
+            *("--callers-file", str(self.file), "--http-address", "127.0.0.1:0"),
             *("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file)),
             credentials=channel_credentials(self.authority),
         )
         self.channel = self.server.caller.channel
         self.stub = sequence_pb2_grpc.SequenceServiceStub(self.channel)
+
+    def web(self, token: str) -> Web:
+        """Returns an HTTP client with a token."""
+        tls = ssl.create_default_context(cafile=str(self.authority.ca_file))
+        return Web(self.server.http_url, tls, token)
 
     def command(self, *words: str) -> str:
         """Runs `treadle-server token`; returns what it prints."""
@@ -303,6 +313,37 @@ def test_running_calls_of_a_credential_that_ends_end(guarded: Guarded) -> None:
     finally:
         for stream in streams:
             stream.close()
+        run.cancel()
+        guarded.stub.CancelJob(pb.CancelJobRequest(job=job), **admin)
+
+
+def test_running_streams_over_http_of_a_credential_that_ends_end(guarded: Guarded) -> None:
+    admin: Any = {"metadata": bearer(guarded.admin), "timeout": PATIENCE_S}
+    run = guarded.stub.Train(requests(long_spec("web"), TEXT), **admin)
+    job = next(run).job
+    web = guarded.web(guarded.token("create", "browser", "--role", "admin"))
+    wait_for(lambda: web.get("/v1/models").status == 200)
+    watch = json.dumps({"job": job}).encode()
+    fields = {"model": f"job:{job}", "prompt": "the", "max_tokens": 1, "stream": True}
+    wait_for(lambda: web.post("/v1/completions", fields).status == 200)
+    fields |= {"max_tokens": 100_000, "n": 32}  # far more than is made before the end
+    text = json.dumps(fields).encode()
+    try:
+        with (
+            web.open("POST", f"{WEB_SERVICE}/WatchJob", watch, content_type=JSON) as events,
+            web.open("POST", "/v1/completions", text, content_type=JSON) as sse,
+        ):
+            assert b"JOB_STATE_QUEUED" in events.readline()
+            assert sse.readline().startswith(b"data: ")
+            guarded.command("revoke", "browser")
+            began = time.monotonic()
+            last_event = events.read().splitlines()[-1]
+            last_data = [line for line in sse.read().splitlines() if line][-1]
+            assert time.monotonic() - began < SOON_S
+        assert json.loads(last_event)["error"]["code"] == "unauthenticated"
+        assert b"revoked" in last_data
+        assert web.get("/v1/models").status == 401
+    finally:
         run.cancel()
         guarded.stub.CancelJob(pb.CancelJobRequest(job=job), **admin)
 
