@@ -119,6 +119,18 @@ def test_import_sends_a_vocabulary(
     )
 
 
+def test_import_asks_for_the_vocabulary(
+    server: FakeServer, service: FakeService, tmp_path: Path
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(DATA)
+    words = ("models", "import", str(path), "--name", "new")
+    missing = run(server.address, *words)
+    assert missing.returncode == 2
+    assert "give --vocabulary VOCAB: the tokens of a module of characters" in said(missing)
+    out(server.address, *words, "--tokenizer", "bytes")
+
+
 def test_copy_needs_another_server_and_gives_it_no_token(
     server: FakeServer, filled: FakeService, tmp_path: Path
 ) -> None:

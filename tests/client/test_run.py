@@ -214,6 +214,24 @@ def test_a_model_is_used_again_and_never_mixed_up(real_server: str, names: Path)
     assert newest.spec.init_from == "again"
 
 
+def test_what_a_message_advises_works_with_run(real_server: str, tmp_path: Path) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("één cliché, une pièce\n".encode("latin-1") * 100)
+    words = ("--train-for", "0.3s", "--layout", "text")
+    refused = run(real_server, "run", str(latin), *words)
+    assert refused.returncode == 1
+    said = refused.stderr.decode().strip().splitlines()
+    assert said[0].startswith("treadle: the corpus is not UTF-8")
+    assert "give --encoding latin-1, or give --tokenizer bytes" in said[0]
+    assert len(said) == 1  # the reason is given once
+    assert run(real_server, "run", str(latin), "--encoding", "latin-1", *words).returncode == 0
+    packed = latin.rename(tmp_path / "packed.gz")
+    done = complaint(run(real_server, "run", str(packed), *words), 2)
+    assert done.endswith("--format plain reads it as it is")
+    flags = ("--format", "plain", "--encoding", "latin-1")
+    assert run(real_server, "run", str(packed), *flags, *words).returncode == 0
+
+
 def test_a_server_is_started_and_ends_with_the_command(names: Path, tmp_path: Path) -> None:
     """On a terminal: train, print, talk, leave."""
     ours, theirs = pty.openpty()

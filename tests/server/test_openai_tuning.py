@@ -191,6 +191,16 @@ def test_what_cannot_be_served_names_the_field(client: openai.OpenAI, fault: str
     assert failure.value.param == param
 
 
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_a_file_that_does_not_exist_is_named_with_its_field(
+    client: openai.OpenAI, param: str
+) -> None:
+    files = {"training_file": put(client, lines(PAIRS)), param: "file-none"}
+    with pytest.raises(openai.NotFoundError, match="there is no file 'file-none'") as failure:
+        client.fine_tuning.jobs.create(model="new:lstm", suffix="none", **files)
+    assert failure.value.param == param
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "chats": (b'{"messages": []}\n', "chats"),
     "other fields": (b'{"input": "a"}\n', "input"),

@@ -21,6 +21,7 @@ from treadle.client.cli.display.progress import (
 )
 from treadle.client.errors import ServerError
 from treadle.v1.sequence_pb2 import (
+    JOB_STATE_FAILED,
     JOB_STATE_QUEUED,
     JOB_STATE_RUNNING,
     JobEvent,
@@ -123,7 +124,9 @@ class PlainReport(Report):
                 self.print(completed_line(event.completed))
 
     def show_state(self, change: JobStateChange) -> None:
-        """Prints a change of state, unless it is a normal one without a reason."""
+        """Prints a change of state, unless it is a normal one, or the error of the command."""
+        if change.state == JOB_STATE_FAILED:
+            return  # the command ends with the reason
         if change.reason or change.state not in (JOB_STATE_QUEUED, JOB_STATE_RUNNING):
             self.print(printable(self._in_flags(state_line(change))))
 

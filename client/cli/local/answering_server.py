@@ -111,7 +111,7 @@ class _StartProgress:
         """Shows the progress; where no line can be overwritten, not more often than is useful."""
         if progress == self._shown:
             return
-        line = f"treadle: the server starts: {printable(progress)}, only this once"
+        line = f"treadle: first start of the server: {printable(progress)}"
         if self._console.can_overwrite:
             self._console.has_live_line = True
             self._draw(one_line(line, self._console.width - 1))

@@ -92,9 +92,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from treadle.client.files.format_detection import check_readable, format_of
     from treadle.client.options import GenerateOptions
 
-    check_readable([args.file], "--format plain")
-    if "format" not in args and (found := format_of([args.file], "--format")) is not None:
-        args.format = found
+    if "format" not in args:
+        if getattr(args, "tokenizer", "") != "bytes":
+            check_readable([args.file], "--format plain")
+        if (found := format_of([args.file], "--format")) is not None:
+            args.format = found
     corpus = CorpusFile(args.file)
     args.model = args.model or corpus.model_name
     with answering_server(args, console), connect(args) as client:

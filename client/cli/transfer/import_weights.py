@@ -17,6 +17,7 @@ from treadle.client.cli.transfer.transfer_options import (
     shown,
     stored,
 )
+from treadle.client.errors import InputError
 
 if TYPE_CHECKING:
     from treadle.client.client import Client
@@ -51,10 +52,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
-    """Sends the weights and the vocabulary; returns the version."""
+    """Sends the weights and the vocabulary.
+
+    Returns:
+        The version.
+
+    Raises:
+        InputError: There is no vocabulary where one is needed, or it cannot be used.
+    """
     from treadle.client.options import StateDictOptions
     from treadle.client.transfer.vocabulary_file import read_vocabulary
 
+    kind = getattr(args, "tokenizer", "characters")
+    if args.vocabulary is None and kind != "bytes":
+        raise InputError(
+            f"give --vocabulary VOCAB: the tokens of a module of {kind}, in the order of their ids"
+        )
     vocabulary = [] if args.vocabulary is None else read_vocabulary(args.vocabulary)
     with shown(args, console, f"importing {args.model}") as transfer:
         reply = client.import_state_dict(

@@ -13,7 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from treadle.server.errors import invalid
+import grpc
+
+from treadle.server.errors import StatusError, invalid
+from treadle.server.http.openai.openai_error import OpenAIError
 from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 
@@ -130,9 +133,15 @@ async def describe_file(
         role: What it is for.
 
     Raises:
-        StatusError: There is no such file, or its items cannot be trained on.
+        OpenAIError: There is no such file.
+        StatusError: It cannot be read, or its items cannot be trained on.
     """
-    found = (await exchange.call("GetFile", pb.GetFileRequest(file=file))).file
+    try:
+        found = (await exchange.call("GetFile", pb.GetFileRequest(file=file))).file
+    except StatusError as error:
+        if error.code is not grpc.StatusCode.NOT_FOUND:
+            raise
+        raise OpenAIError(404, error.message, param=param) from None
     plain = TuningFile(found, param, role, ())
     async with aclosing(_lines(exchange, plain, limited=False)) as blocks:
         async for _, lines in blocks:
