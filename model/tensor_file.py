@@ -101,6 +101,8 @@ def _check_header(file: BinaryIO) -> None:
     size = int.from_bytes(file.read(8), "little")
     if not 0 < size <= min(left, _LARGEST_HEADER):
         text = f"its header should have {size:,} bytes, and {max(left, 0):,} follow"
+        if size > _LARGEST_HEADER:
+            text = "it does not begin with the size of a header"
         raise LoadError(f"the file is not a complete safetensors file: {text}")
     header = file.read(size)
     bare = _STRING.sub(b'"', header)

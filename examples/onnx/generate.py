@@ -87,8 +87,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
     args = parser.parse_args()
 
-    session = onnxruntime.InferenceSession(args.file, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(args.file, providers=["CPUExecutionProvider"])
+    except Exception as fault:  # ONNX Runtime's exceptions have no other class in common
+        sys.exit(f"generate.py: cannot read {args.file}: {fault}")
     metadata = session.get_modelmeta().custom_metadata_map
+    if "treadle" not in metadata:
+        sys.exit(f"generate.py: {args.file} is not from `treadle models export`")
     header = json.loads(metadata["treadle"])
     size = session.get_outputs()[0].shape[-1]
     vocabulary = Vocabulary(header["tokenizer"], size)

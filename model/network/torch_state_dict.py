@@ -30,6 +30,16 @@ _EMBEDDING = re.compile(r"(?:embedding|embed|encoder)\.(weight)")
 _OUTPUT = re.compile(r"(?:output|head|linear|fc|decoder)\.(weight|bias)")
 _RECURRENT = re.compile(r"(?:rnn|lstm|gru)\.((?:weight|bias)_(?:ih|hh)_l(?:0|[1-9]\d{0,3}))")
 _FORMS = ((_EMBEDDING, "embedding."), (_OUTPUT, "output."), (_RECURRENT, "rnn."))
+_IN_FILES = {
+    "embedding": "embedding.weight",
+    "Wx": "rnn.weight_ih_l{}",
+    "Wh": "rnn.weight_hh_l{}",
+    "b": "rnn.bias_ih_l{0} + rnn.bias_hh_l{0}",
+    "bh": "rnn.bias_hh_l{}",
+    "Wy": "output.weight",
+    "by": "output.bias",
+}
+"""What each parameter is in a file, with the number of its layer."""
 _KNOWN = "embedding.weight, rnn.{weight,bias}_{ih,hh}_l{0,1,...} and output.{weight,bias}"
 
 
@@ -221,5 +231,7 @@ def _as_float32(name: str, array: NDArray[np.floating[Any]]) -> Array:
     with np.errstate(over="ignore"):
         result = np.array(array, np.float32, order="C")
     if not np.isfinite(result).all():
-        raise LoadError(f"{name} contains a value that is not a finite float32: train it again")
+        kind = name.rstrip("0123456789")
+        text = _IN_FILES[kind].format(name[len(kind) :])
+        raise LoadError(f"{text} contains a value that is not a finite float32: train it again")
     return result

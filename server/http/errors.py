@@ -67,6 +67,13 @@ def http_status(error: StatusError) -> int:
     return error.http_status if isinstance(error, HttpError) else _STATUSES[error.code]
 
 
+def http_message(error: StatusError) -> str:
+    """Returns the message of an error: what is metadata in gRPC is a header here."""
+    if error.code is grpc.StatusCode.UNAUTHENTICATED:
+        return error.message.replace("the metadata 'authorization", "the header 'Authorization")
+    return error.message
+
+
 def error_headers(error: StatusError) -> dict[str, str]:
     """Returns the headers that a response with an error has: when to retry, or how to log in."""
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
@@ -87,7 +94,7 @@ def error_object(error: StatusError) -> dict[str, Any]:
         error: The error.
     """
     word = _WORDS.get(error.code, error.code.name.lower())
-    shown: dict[str, Any] = {"code": word, "message": error.message}
+    shown: dict[str, Any] = {"code": word, "message": http_message(error)}
     details = [_detail(detail) for detail in error.details]
     if details:
         shown["details"] = details

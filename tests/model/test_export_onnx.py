@@ -195,6 +195,8 @@ def test_the_example_draws_and_refuses(trained: tuple[Model, Path]) -> None:
     assert len(drawn[0]) == 81
     done = example(path, "--prompt", "日")
     assert done.stderr == "generate.py: the vocabulary lacks '日': leave it out of --prompt\n"
+    done = example(Path(__file__))
+    assert done.stderr.startswith(f"generate.py: cannot read {__file__}: ")
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])

@@ -511,7 +511,7 @@ def spoil(tensors: Arrays, name: str, value: float) -> None:
         (lambda t: t.update({"output.bias": np.zeros(2, np.float32)}), "output.bias has shape"),
         (lambda t: t.update({"rnn.weight_hh_l0": np.zeros(9, np.float32)}), "weight_hh_l0"),
         (lambda t: t.update({"output.bias": np.zeros(8, np.int32)}), "output.bias is of type"),
-        (lambda t: spoil(t, "rnn.weight_ih_l0", math.nan), "not a finite float32"),
+        (lambda t: spoil(t, "rnn.weight_ih_l0", math.nan), "weight_ih_l0 contains a value"),
         (lambda t: spoil(t, "embedding.weight", math.inf), "embedding"),
     ],
 )

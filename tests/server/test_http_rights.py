@@ -71,6 +71,7 @@ def test_a_call_without_a_token_says_how_to_log_in(web_company: Company) -> None
     answer = web_of(web_company, "").post(f"{SERVICE}/ListModels", {})
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
+    assert "send the header 'Authorization: Bearer TOKEN'" in answer.json["message"]
 
 
 def test_a_stranger_is_refused_before_its_request_is_read(web_company: Company) -> None:

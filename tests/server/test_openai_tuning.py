@@ -195,9 +195,9 @@ def test_what_cannot_be_served_names_the_field(client: openai.OpenAI, fault: str
 def test_a_file_that_does_not_exist_is_named_with_its_field(
     client: openai.OpenAI, param: str
 ) -> None:
-    files = {"training_file": put(client, lines(PAIRS)), param: "file-none"}
+    body = {"model": "new:lstm", "training_file": put(client, lines(PAIRS)), "suffix": "x"}
     with pytest.raises(openai.NotFoundError, match="there is no file 'file-none'") as failure:
-        client.fine_tuning.jobs.create(model="new:lstm", suffix="none", **files)
+        client.post("/fine_tuning/jobs", body=body | {param: "file-none"}, cast_to=object)
     assert failure.value.param == param
 
 

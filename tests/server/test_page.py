@@ -267,6 +267,16 @@ def test_a_job_of_a_file_can_be_followed_from_the_list(
     expect(page.get_by_role("link", name="Open the model")).to_be_visible()
 
 
+def test_the_reason_of_a_failure_is_given_once(view: Open) -> None:
+    page = view("#/train")
+    page.get_by_label("Text", exact=True).fill("a")
+    page.get_by_label("Model name").fill("short")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("h1 + span")).to_have_text("failed", timeout=PATIENCE_MS)
+    reason = page.get_by_text("the corpus has 1 token").filter(visible=True)
+    expect(reason).to_have_count(1)
+
+
 def test_a_list_that_is_updated_keeps_the_focus(view: Open, job: str) -> None:
     page = view("#/jobs")
     link = page.locator("tbody a").first
@@ -651,7 +661,7 @@ def test_a_token_is_asked_for_and_stays_in_its_tab(
     expect(page.get_by_label("Token")).to_be_focused()
     page.get_by_label("Token").fill("wrong")
     page.keyboard.press("Enter")
-    expect(dialog.get_by_role("alert")).to_contain_text("The token was not accepted.")
+    expect(dialog.get_by_role("alert")).to_contain_text("The token was not accepted: the header")
     page.get_by_label("Token").fill(token)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="You")).to_be_visible()

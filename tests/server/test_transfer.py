@@ -283,9 +283,9 @@ def broken(data: bytes) -> dict[str, tuple[bytes, str]]:
     nan = np.full(1, np.nan, np.float32).tobytes()
     return {
         "empty": (b"", "not a complete safetensors file"),
-        "text": (b"hello " * 100, "not a complete safetensors file"),
+        "text": (b"hello " * 100, "it does not begin with the size of a header"),
         "cut": (data[:-1], "not a complete safetensors file"),
-        "a large header": (b"\xff" * 8 + data[8:], "its header should have"),
+        "a large header": (b"\xff" * 8 + data[8:], "it does not begin with the size"),
         "no model": (save({"a": np.zeros(2, np.float32)}), "lacks the key treadle"),
         "another format": (changed(format="9"), "has format '9'"),
         "no network": (changed(network={"cell": "rnn", "hidden_size": 10**9}), "header"),

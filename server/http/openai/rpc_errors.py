@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import MODEL_RESOURCE, StatusError
-from treadle.server.http.errors import error_headers, http_status
+from treadle.server.http.errors import error_headers, http_message, http_status
 from treadle.server.http.openai.openai_error import OpenAIError
 
 _STATUSES = {grpc.StatusCode.ABORTED: 503}
@@ -35,7 +35,7 @@ def from_status(error: StatusError, names: Mapping[str, str] | None = None) -> O
     param = None
     code = None
     headers = error_headers(error)
-    message = error.message
+    message = http_message(error)
     for detail in map(_unpacked, error.details):
         if isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             param = _param(detail.field_violations[0].field, names)

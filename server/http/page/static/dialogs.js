@@ -55,7 +55,7 @@ export function askToken(refused, keep) {
       h(
         "form",
         { on: { submit } },
-        refused ? h("p", { class: "error", role: "alert" }, "The token was not accepted. " + refused) : null,
+        refused ? h("p", { class: "error", role: "alert" }, "The token was not accepted: " + refused) : null,
         h(
           "div",
           { class: "field" },

@@ -5,7 +5,7 @@ import { announce, fill, h, setText } from "./dom.js";
 import { errorBox, isAborted } from "./errors.js";
 import { stream, unary } from "./connect.js";
 import { button, linkButton, stats } from "./forms.js";
-import { badge, Progress } from "./jobs_view.js";
+import { badge, howFar, Progress } from "./jobs_view.js";
 import { confirm } from "./dialogs.js";
 import { Curve } from "./curve.js";
 import { CurveChart } from "./chart.js";
@@ -172,7 +172,7 @@ class JobView {
       ? `Reading the ${word(this.validation.role, "CORPUS_ROLE_") || "validation"} part: ${count(this.validation.tokensDone)} of ${count(this.validation.tokensTotal)} tokens.`
       : job.reason || this.completed?.training?.endedBy || "";
     setText(this.reason, text);
-    this.reason.hidden = text === "";
+    this.reason.hidden = text === "" || text === howFar(job).text;
     fill(
       this.figures,
       stats([
