@@ -307,7 +307,7 @@ def test_a_header_behind_the_end_is_refused(stored: Path) -> None:
     data = stored.read_bytes()
     for size in (len(data) - 7, 10**8 + 1, 1 << 63, (1 << 64) - 1):
         stored.write_bytes(size.to_bytes(8, "little") + data[8:])
-        with pytest.raises(LoadError, match="its header should have"):
+        with pytest.raises(LoadError, match="not a complete safetensors file"):
             Model.load(stored)
 
 
