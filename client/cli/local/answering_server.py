@@ -28,6 +28,9 @@ READY_S = 3600.0
 LOOK_S = 2.0
 """How often to look whether a server that was started still runs."""
 
+LOADING_S = 4.0
+"""Seconds in which a server loads its kernels if they are compiled: nothing is shown before."""
+
 NOTICE_S = 10.0
 """Seconds between two lines of the progress of its kernels, where none can be overwritten."""
 
@@ -97,6 +100,7 @@ class _StartProgress:
     def __init__(self, console: Console) -> None:
         self._console = console.errors
         self._shown = ""
+        self._begin_s = time.monotonic()
         self._due_s = 0.0
 
     def __enter__(self) -> Self:
@@ -109,7 +113,7 @@ class _StartProgress:
 
     def __call__(self, progress: str) -> None:
         """Shows the progress; where no line can be overwritten, not more often than is useful."""
-        if progress == self._shown:
+        if progress == self._shown or time.monotonic() - self._begin_s < LOADING_S:
             return
         line = f"treadle: first start of the server: {printable(progress)}"
         if self._console.can_overwrite:
