@@ -54,6 +54,13 @@ EDITS = [
     Edit("README.md", "make demo", "TRAIN_FOR=1s examples/demo.sh", f"{_INSTALLED}; {_SHORTER}"),
     Edit("README.md", "python3 -m venv .venv && . .venv/bin/activate\n", "", _INSTALLED),
     Edit("README.md", "pip install '.[server]'\n", "", _INSTALLED),
+    Edit("README.md", "pip install '.[server,http]'\n", "", _INSTALLED),
+    Edit(
+        "README.md",
+        "treadle run my.txt",
+        "printf 'a text of my own. %.0s' {1..50} > my.txt\ntreadle run my.txt --train-for 1s",
+        f"a text of the test's; {_SHORTER}",
+    ),
     Edit("README.md", "--train-for 20s", "--train-for 1s", _SHORTER),
     Edit("README.md", "--train-for 3m", "--train-for 2s", _SHORTER),
     Edit(

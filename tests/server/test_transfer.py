@@ -236,13 +236,13 @@ def test_a_damaged_file_is_not_sent(server: Server, file: bytes) -> None:
 
 def test_the_same_file_is_stored_once_where_that_is_asked(server: Server, file: bytes) -> None:
     caller = server.caller
-    assert send_model(caller, file, "twice").model.version == 1
-    assert send_model(caller, file, "twice").model.version == 2
+    assert send_model(caller, file, "sent-twice").model.version == 1
+    assert send_model(caller, file, "sent-twice").model.version == 2
     for fields in ({}, {"sha256": sha256_of(file)}):
-        again = send_model(caller, file, "twice", reuse_identical=True, alias="a", **fields)
+        again = send_model(caller, file, "sent-twice", reuse_identical=True, alias="a", **fields)
         assert (again.model.version, again.reused) == (2, True)
         assert list(again.model.aliases) == ["a"]
-    other = send_model(caller, file, "other", reuse_identical=True)
+    other = send_model(caller, file, "sent-elsewhere", reuse_identical=True)
     assert (other.model.version, other.reused) == (1, False)
 
 

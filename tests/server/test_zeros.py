@@ -82,7 +82,7 @@ def call(name: str, **fields: Any) -> Refusal:
 
     def make(caller: Caller) -> object:
         reply = getattr(caller.stub, name)(kind(**fields), timeout=PATIENCE_S)
-        return list(reply) if name in ("ExportModel", "Generate", "WatchJob") else reply
+        return list(reply) if name in ("ExportModel", "Generate", "ReadFile", "WatchJob") else reply
 
     return make
 
@@ -125,6 +125,19 @@ REQUIRED: dict[str, Refusal] = {
     "ImportModelEnd.sha256": lambda caller: send_model(
         caller, b"a", "m", end=pb.ImportModelEnd(size_bytes=1)
     ),
+    "FileEnd.size_bytes": lambda caller: caller.stub.UploadFile(
+        iter(
+            [
+                pb.UploadFileRequest(spec=pb.FileSpec()),
+                pb.UploadFileRequest(chunk=b"a"),
+                pb.UploadFileRequest(end=pb.FileEnd()),
+            ]
+        ),
+        timeout=PATIENCE_S,
+    ),
+    "GetFileRequest.file": call("GetFile"),
+    "ReadFileRequest.file": call("ReadFile"),
+    "DeleteFileRequest.file": call("DeleteFile"),
     "DeleteAliasRequest.model": call("DeleteAlias", alias="a"),
     "DeleteAliasRequest.alias": call("DeleteAlias", model="shared"),
 }
@@ -227,7 +240,8 @@ def request_faults(caller: Caller, kind: str, field: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     sorted(
-        scalars(optional=True).keys() - {"TrainRequest.corpus_chunk", "ImportModelRequest.chunk"}
+        scalars(optional=True).keys()
+        - {"TrainRequest.corpus_chunk", "ImportModelRequest.chunk", "UploadFileRequest.chunk"}
     ),
 )
 def test_an_explicit_0_is_a_value_or_is_refused(caller: Caller, model: str, name: str) -> None:
