@@ -29,6 +29,7 @@ from treadle.server.http.page.routes import routes as page_routes
 from treadle.server.http.request_body import Bodies
 from treadle.server.http.response_headers import ResponseHeaders
 from treadle.server.http.site_check import EVERY, SiteCheck
+from treadle.server.http.turns import Turns
 from treadle.server.http.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _middleware(config: ServerConfig, budget: MemoryBudget) -> list[Middleware]:
     if config.callers_file:  # a page without a credential may call under any name
         hosts = frozenset([EVERY])
     found = [
+        Middleware(Turns),
         Middleware(ResponseHeaders),
         Middleware(UnreadReplies, budget=budget),
         Middleware(SiteCheck, origins=origins, hosts=hosts),

@@ -36,6 +36,7 @@ from treadle.server.access.request_id import (
 )
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.messages import repeated_limits
+from treadle.server.resources.loop_throttle import LoopThrottle
 from treadle.server.resources.memory_budget import MemoryBudget, Reservation
 from treadle.server.rpc.incoming_requests import IncomingRequests
 from treadle.server.telemetry import tracing
@@ -52,6 +53,10 @@ DETAILS_KEY = "grpc-status-details-bin"
 _UNCOUNTED_BYTES = 1 << 14
 """Messages up to this size are not counted, so that a job can be cancelled even if the memory
 budget is used up. What is counted for every call covers them."""
+
+_STARTS_AT_ONCE = 4
+"""Calls that begin in one round of the event loop. Streams that decode together end together, and
+their clients begin the next ones together: a health check would wait for all of these."""
 
 _PATIENCE_S = 5.0
 """Seconds for which a large message of a stream, or a large reply, waits for memory before its call
@@ -108,6 +113,7 @@ class Interceptor(aio.ServerInterceptor):
         self._quotas = quotas
         self._budget = budget
         self._incoming = IncomingRequests(max_message_bytes, write_s)
+        self._starts = LoopThrottle(_STARTS_AT_ONCE)
         self._write_s = write_s
         self._service = service
         self._prefix = f"/{service}/"
@@ -201,6 +207,7 @@ class Interceptor(aio.ServerInterceptor):
         # collector.
         async def call(stream: Any, context: Context) -> None:
             async with self._guard(context, name, counts) as task:
+                await self._starts.wait_turn()
                 caller = await self._authorize(context, name, task)
                 with (
                     self._quotas.of(caller).admit_call(),

@@ -233,6 +233,29 @@ def test_a_cancelled_reader_ends_its_call() -> None:
     run(test)
 
 
+def test_calls_that_come_together_begin_in_several_rounds() -> None:
+    async def test() -> None:
+        rounds: list[int] = []
+        number = 0
+
+        class Noting(OpenAuthenticator):
+            async def authenticate(self, metadata: Metadata, auth_context: AuthContext) -> Caller:
+                rounds.append(number)
+                return await super().authenticate(metadata, auth_context)
+
+        place = Place(Noting())
+        ask = pb.GetModelRequest(model="m")
+        calls = [
+            asyncio.create_task(place.service.unary("GetModel", ask, NOBODY)) for _ in range(9)
+        ]
+        while not all(call.done() for call in calls):
+            number += 1
+            await asyncio.sleep(0)
+        assert max(map(rounds.count, rounds)) == 4
+
+    run(test)
+
+
 def test_replies_have_the_bytes_of_grpc() -> None:
     async def test() -> None:
         place = Place()
