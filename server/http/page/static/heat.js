@@ -27,7 +27,7 @@ function level(value) {
   return found < 0 ? BOUNDS.length : found;
 }
 
-/** A text that grows token by token, with a table of its tokens for whoever cannot see colours. */
+/** A text that grows token by token, with a table of its tokens for those who cannot see colours. */
 export class HeatText {
   /** @param {string} label what the text is */
   constructor(label) {
