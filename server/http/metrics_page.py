@@ -23,7 +23,7 @@ from treadle.server.telemetry.metrics import REGISTRY
 if TYPE_CHECKING:
     from treadle.server.access.audit.audit_log import AuditLog
     from treadle.server.access.authenticator import Authenticator
-    from treadle.server.rpc.in_process import CallOrigin
+    from treadle.server.access.call_origin import CallOrigin
     from treadle.server.telemetry.server_state import ServerState
 
 PATH = "/metrics"

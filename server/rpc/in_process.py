@@ -22,8 +22,6 @@ from treadle.server.errors import StatusError, from_packed
 from treadle.server.rpc.interceptor import DETAILS_KEY, Interceptor
 from treadle.v1 import sequence_pb2, sequence_pb2_grpc
 
-__all__ = ["CallOrigin", "InProcessService"]
-
 _SERVICE = sequence_pb2.DESCRIPTOR.services_by_name["SequenceService"]
 
 Requests = Message | AsyncIterator[Message]

@@ -26,10 +26,10 @@ from prometheus_client.samples import Sample
 
 from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import OpenAuthenticator
+from treadle.server.access.call_origin import CallOrigin
 from treadle.server.access.callers.access_token import new_access_token
 from treadle.server.config import ServerConfig
 from treadle.server.http.metrics_page import MetricsPage
-from treadle.server.rpc.in_process import CallOrigin
 from treadle.server.telemetry.metrics import REGISTRY
 from treadle.server.telemetry.server_state import READINGS, ServerState
 from treadle.server.telemetry.training_metrics import TrainingMetrics

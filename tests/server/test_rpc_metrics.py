@@ -9,9 +9,9 @@ from contextlib import suppress
 import grpc
 import pytest
 
+from treadle.server.access.call_origin import CallOrigin
 from treadle.server.access.quota_book import quota_exceeded
 from treadle.server.errors import StatusError, unavailable
-from treadle.server.rpc.in_process import CallOrigin
 from treadle.server.rpc.servicer import SERVICE
 from treadle.server.telemetry.metrics import REGISTRY
 from treadle.server.telemetry.rpc_metrics import RpcMetrics

@@ -26,9 +26,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from treadle.client.access.trace_context import trace_context
+from treadle.server.access.call_origin import CallOrigin
 from treadle.server.app import App
 from treadle.server.config import ServerConfig, SettingError
-from treadle.server.rpc.in_process import CallOrigin
 from treadle.server.telemetry import tracing
 from treadle.server.telemetry.job_trace import JobTrace
 from treadle.v1 import sequence_pb2 as pb
