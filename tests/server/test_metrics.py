@@ -137,6 +137,17 @@ def fits(matcher: Any, value: str) -> bool:
     return re.fullmatch(matcher.value, value) is not None
 
 
+def has_weights(caller: Caller, job: str) -> bool:
+    """Returns whether a running job has published weights: its first progress may come before."""
+    try:
+        caller.score("", ["the quick"], job=job)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+            raise
+        return False
+    return True
+
+
 class Worked:
     """A server that does something of everything, with the metrics that have moved by then.
 
@@ -158,9 +169,10 @@ class Worked:
         """The last value of every sample that any scrape had."""
         self.moved: set[str] = set()
         """The names of the metrics that have moved."""
-        self._work(self.server.caller)
 
-    def _work(self, caller: Caller) -> None:
+    def work(self) -> None:
+        """Does something of everything, until every metric has moved."""
+        caller = self.server.caller
         spec = tiny_spec("m", max_steps=40)
         spec.report.validation_interval_steps = 10
         caller.trained(spec)
@@ -169,6 +181,7 @@ class Worked:
         waiting = caller.train(tiny_spec("waits"), TEXT)
         next(waiting)
         first_progress(running)
+        wait_for(lambda: has_weights(caller, job))
         caller.score("m", ["the quick"])
         caller.score("", ["the quick"], job=job)  # its weights take the place of the model
         caller.stub.Embed(pb.EmbedRequest(model="m", texts=["the"]), timeout=PATIENCE_S)
@@ -213,8 +226,11 @@ class Worked:
 @pytest.fixture(scope="module")
 def worked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worked]:
     worked = Worked(tmp_path_factory.mktemp("worked"))
-    yield worked
-    worked.server.close()
+    try:
+        worked.work()
+        yield worked
+    finally:
+        worked.server.close()
 
 
 def test_work_moves_every_metric(worked: Worked) -> None:
