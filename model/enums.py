@@ -101,6 +101,17 @@ class Precision(enum.StrEnum):
     BF16 = "bf16"
 
 
+class InferencePrecision(enum.StrEnum):
+    """The numbers that matrix products of generating and scoring multiply.
+
+    INT8 takes the nearest of 255 steps for weights and states; sums are exact, all else is in
+    float32.
+    """
+
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
 class Preset(enum.StrEnum):
     """A preset, which chooses settings together."""
 

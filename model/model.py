@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from warnings import warn
+from weakref import WeakValueDictionary
 
 from treadle.kernels import structs
 from treadle.model import model_file
 from treadle.model.config import NetworkConfig, SamplingConfig
-from treadle.model.enums import CorpusLayout, UnknownPolicy
+from treadle.model.enums import CorpusLayout, InferencePrecision, UnknownPolicy
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.generation.output import TOKENS, OutputOptions, Piece
@@ -55,6 +58,38 @@ class Model:
         """What generation, scoring and online learning compute with."""
         self.training = training
         self.novelty = novelty
+        self._base: Model | None = None
+        self._views: WeakValueDictionary[InferencePrecision, Model] = WeakValueDictionary()
+        self._making_view = threading.Lock()
+
+    def at(self, precision: InferencePrecision) -> Model:
+        """Returns this model as a view that generates and scores in the given precision.
+
+        Everything else is shared: parameters, tokenizer, record, novelty index, content hash. See
+        `TrainedNetwork.at`.
+
+        Args:
+            precision: The numbers that matrix products multiply.
+
+        Returns:
+            The same view at every call, as long as it is in use; it keeps this model in memory.
+        """
+        base = self._base or self
+        if precision is base.precision:
+            return base
+        with base._making_view:
+            view = base._views.get(precision)
+            if view is None:
+                view = copy.copy(base)
+                view._base = base
+                view.trained = base.trained.at(precision)
+                base._views[precision] = view
+            return view
+
+    @property
+    def precision(self) -> InferencePrecision:
+        """The numbers that matrix products multiply."""
+        return self.trained.precision
 
     @property
     def network(self) -> NetworkConfig:

@@ -6,15 +6,17 @@ user needs on top: the model file, the training record, the novelty index.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
-from treadle.model.enums import CorpusLayout, UnknownPolicy
+from treadle.model.enums import CorpusLayout, InferencePrecision, UnknownPolicy
 from treadle.model.errors import StateError
+from treadle.model.network.packed_weights import PackedWeights
 from treadle.model.network.session_state import SessionState
-from treadle.model.network.workspace import pack_for_inference
 
 if TYPE_CHECKING:
     from treadle.kernels import structs
@@ -49,15 +51,53 @@ class TrainedNetwork:
             tokenizer: Turns text into tokens and back; also holds the corpus layout.
             parameters: The network's numbers.
             default_context: The token that a text follows where there is no prompt (layout TEXT).
-            packed: The same parameters packed for inference; None: they are packed at first use.
+            packed: The same parameters packed for inference in FP32, the only precision then; None:
+                they are packed at first use.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.parameters = parameters
         self.default_context = default_context
-        self._packing = threading.Lock()
-        self._packed = packed
-        self._hash = b""
+        self.precision = InferencePrecision.FP32
+        """The numbers that matrix products multiply; `at` gives another."""
+        self._packed = PackedWeights(parameters, packed)
+        self._hash: list[bytes] = []  # shared by all views
+        self._base: TrainedNetwork | None = None
+        self._views: WeakValueDictionary[InferencePrecision, TrainedNetwork]
+        self._views = WeakValueDictionary()
+        self._making_view = threading.Lock()
+
+    def at(self, precision: InferencePrecision) -> TrainedNetwork:
+        """Returns this network as a view that computes in the given precision.
+
+        Parameters, tokenizer and content hash are the same objects. States are float32 in every
+        precision: a view reads the states of another, and continues from them in its own. The
+        kernels of INT8 are others than those of FP32, and are compiled when they are first called
+        in a process without a cache.
+
+        Args:
+            precision: The numbers that matrix products multiply.
+
+        Returns:
+            The same view at every call, as long as it is in use.
+
+        Raises:
+            ValueError: The weights were packed by the caller, who may change them, and `precision`
+                is not FP32.
+        """
+        base = self._base or self
+        if precision is base.precision:
+            return base
+        if not base._packed.fixed:
+            raise ValueError(f"weights that learn are in FP32 only, not in {precision.name}")
+        with base._making_view:
+            view = base._views.get(precision)
+            if view is None:
+                view = copy.copy(base)
+                view._base = base
+                view.precision = precision
+                base._views[precision] = view
+            return view
 
     @property
     def shape(self) -> Shape:
@@ -76,16 +116,13 @@ class TrainedNetwork:
 
     @property
     def weights(self) -> structs.Weights:
-        """The parameters as kernels read them, packed once; never written to."""
-        with self._packing:
-            if self._packed is None:
-                self._packed = pack_for_inference(self.parameters)
-            return self._packed
+        """The parameters as kernels read them in this precision, packed once; never written to."""
+        return self._packed.get(self.precision)
 
     @property
     def content_hash(self) -> bytes:
         """SHA-256 of all that determines results: settings, tokenizer and parameters."""
-        if not self._hash:
+        if not self._hash:  # several threads may compute the same
             settings = {
                 "network": self.config.to_json(),
                 "tokenizer": self.tokenizer.to_json(),
@@ -93,8 +130,8 @@ class TrainedNetwork:
             }
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             digest.update(self.parameters.flat.data)  # without a copy of all numbers
-            self._hash = digest.digest()
-        return self._hash
+            self._hash.append(digest.digest())
+        return self._hash[0]
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
         """Returns the state that a text begins with: the given one, or that of a new item or text.

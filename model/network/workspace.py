@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import structs
+from treadle.kernels import gemm_int8, structs
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.gemm_bf16 import allocate_pair_block, pair_count
 from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.gemm_transposed import allocate_row_block
 from treadle.kernels.weight_packing import pack_weights
-from treadle.model.enums import Cell
+from treadle.model.enums import Cell, InferencePrecision
 
 if TYPE_CHECKING:
     from treadle.model.network.parameters import Parameters
@@ -37,7 +37,7 @@ def _panels(*shape: int, pairs: bool = False) -> Any:
 
 
 def allocate_weights(
-    shape: Shape, table_rows: int, backward: bool, pairs: bool = False
+    shape: Shape, table_rows: int, backward: bool, pairs: bool = False, panels: bool = True
 ) -> structs.Weights:
     """Allocates packed weights.
 
@@ -46,6 +46,8 @@ def allocate_weights(
         table_rows: Rows of the folded input; 0 to make them on demand.
         backward: Whether the transposes are needed.
         pairs: Whether all but layer 0's input weights are packed as bfloat16 numbers.
+        panels: Whether there are recurrent weights, output weights and input weights of layers 1
+            and up.
 
     Returns:
         The arrays, not yet filled.
@@ -55,17 +57,18 @@ def allocate_weights(
     H = shape.H
     L = shape.L
     G = shape.G
+    layers = L if panels else 0
     return structs.Weights(
         table=np.zeros((table_rows, G), np.float32),
         embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
         Wx0=_panels(E, G),
         b=np.zeros((L, G), np.float32),
         bh=np.zeros((L, H), np.float32),
-        Wx=_panels(L - 1, H, G, pairs=pairs),
-        Wh=_panels(L, H, G, pairs=pairs),
+        Wx=_panels(max(0, layers - 1), H, G, pairs=pairs),
+        Wh=_panels(layers, H, G, pairs=pairs),
         WxT=_panels(L - 1 if backward else 0, G, H, pairs=pairs),
         WhT=_panels(L if backward else 0, G, H, pairs=pairs),
-        Wy=_panels(H, V, pairs=pairs),
+        Wy=_panels(H, V if panels else 0, pairs=pairs),
         WyT=_panels(V if backward else 0, H, pairs=pairs),
         by=np.zeros(V, np.float32),
     )
@@ -151,11 +154,57 @@ def allocate_state(shape: Shape, rows: int) -> structs.State:
     return structs.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
 
 
-def pack_for_inference(parameters: Parameters) -> structs.Weights:
-    """Packs parameters for generating and scoring; the result is never written to."""
+def pack_for_inference(
+    parameters: Parameters,
+    precision: InferencePrecision = InferencePrecision.FP32,
+    shared: structs.Weights | None = None,
+) -> structs.Weights:
+    """Packs parameters for generating and scoring; the result is never written to.
+
+    Args:
+        parameters: The network's numbers.
+        precision: The numbers that products multiply. With INT8, recurrent weights, output weights
+            and the input weights of layers 1 and up are packed as int8; layer 0's input and all
+            biases are float32 all the same.
+        shared: The same parameters packed in the other precision; what does not depend on the
+            precision is taken from there.
+
+    Returns:
+        The packed weights, without transposes.
+    """
+    if precision is InferencePrecision.INT8:
+        return _with_int8_panels(parameters, shared or _pack(parameters, panels=False))
+    weights = _pack(parameters, panels=True)
+    if shared is None:
+        return weights
+    return shared._replace(Wx=weights.Wx, Wh=weights.Wh, Wy=weights.Wy)
+
+
+def _pack(parameters: Parameters, panels: bool) -> structs.Weights:
+    """Packs parameters in float32; without panels, only what every precision has."""
     shape = parameters.shape
+    stacks = parameters.stacks
     fits = shape.E == 0 or shape.V * shape.G <= TABLE_LIMIT
-    weights = allocate_weights(shape, shape.V if fits else 0, backward=False)
+    weights = allocate_weights(shape, shape.V if fits else 0, backward=False, panels=panels)
+    if not panels:
+        stacks = stacks._replace(Wx=stacks.Wx[:0], Wh=stacks.Wh[:0])
     used = np.arange(shape.V if fits else 0, dtype=np.int32)
-    pack_weights(parameters.stacks, weights, used)
+    pack_weights(stacks, weights, used)
     return weights
+
+
+def _with_int8_panels(parameters: Parameters, weights: structs.Weights) -> structs.Weights:
+    """Returns packed weights whose products multiply int8 numbers."""
+    shape = parameters.shape
+    stacks = parameters.stacks
+    quads = (panel_count(shape.G), gemm_int8.row_count(shape.H), PANEL)
+    Wx = np.zeros((shape.L - 1, *quads), np.int32)
+    Wh = np.zeros((shape.L, *quads), np.int32)
+    for layer in range(shape.L):
+        Wh[layer] = gemm_int8.pack(stacks.Wh[layer])
+        if layer:
+            Wx[layer - 1] = gemm_int8.pack(stacks.Wx[layer - 1])
+    Wy = gemm_int8.pack(stacks.embedding.T if shape.tied else stacks.Wy)
+    # Numba knows these arrays by their type: Any, since the fields are declared float32.
+    replaced: Any = {"Wx": Wx, "Wh": Wh, "Wy": Wy}
+    return weights._replace(**replaced)

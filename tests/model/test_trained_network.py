@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from small_models import model_of
 
 from treadle.model.config import TokenizerConfig
-from treadle.model.enums import CorpusLayout, TokenizerKind
-from treadle.model.network import trained_network
+from treadle.model.enums import CorpusLayout, InferencePrecision, TokenizerKind
+from treadle.model.network import packed_weights
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.trained_network import TrainedNetwork, default_context
 from treadle.model.network.workspace import pack_for_inference
@@ -25,12 +26,12 @@ def test_weights_are_packed_once_and_only_where_they_are_used(
     packed: list[str] = []
     gate = threading.Barrier(4)
 
-    def counted(parameters: Parameters) -> Any:
+    def counted(parameters: Parameters, *options: Any) -> Any:
         packed.append(threading.current_thread().name)
         time.sleep(0.05)  # so that the others come while it packs
-        return pack_for_inference(parameters)
+        return pack_for_inference(parameters, *options)
 
-    monkeypatch.setattr(trained_network, "pack_for_inference", counted)
+    monkeypatch.setattr(packed_weights, "pack_for_inference", counted)
     model = model_of()
     assert packed == []
 
@@ -89,3 +90,57 @@ def test_text_without_newlines_begins_with_the_fallback() -> None:
 def test_lines_begin_with_their_begin(kind: TokenizerKind) -> None:
     tokenizer = build_tokenizer(TokenizerConfig(kind), ["one two\n"], CorpusLayout.LINES)
     assert default_context(tokenizer, fallback=99) == tokenizer.begin
+
+
+def test_a_view_in_another_precision_shares_all_but_the_panels() -> None:
+    model = model_of()
+    view = model.at(InferencePrecision.INT8)
+    assert view.precision is InferencePrecision.INT8
+    assert model.precision is InferencePrecision.FP32
+    assert view is model.at(InferencePrecision.INT8)
+    assert view is view.at(InferencePrecision.INT8)
+    assert model is view.at(InferencePrecision.FP32)
+    assert view.trained is model.trained.at(InferencePrecision.INT8)
+    assert view.tokenizer is model.tokenizer
+    assert view.parameters is model.parameters
+    assert view.content_hash is model.content_hash
+    for name in ("table", "embedding", "Wx0", "b", "bh", "by"):
+        assert getattr(view.weights, name) is getattr(model.weights, name)
+    assert view.weights.Wh.dtype == view.weights.Wy.dtype == np.int32
+    assert model.weights.Wh.dtype == model.weights.Wy.dtype == np.float32
+
+
+def test_precisions_packed_in_either_order_are_the_same() -> None:
+    one = model_of()
+    other = model_of()
+    other.at(InferencePrecision.INT8).weights  # noqa: B018
+    for precision in InferencePrecision:
+        a = one.at(precision).weights
+        b = other.at(precision).weights
+        for name, array in a._asdict().items():
+            assert array.tobytes() == getattr(b, name).tobytes(), name
+            assert array.dtype == getattr(b, name).dtype
+
+
+def test_a_view_keeps_its_model_in_memory_and_is_kept_by_nobody() -> None:
+    model = model_of()
+    alive = weakref.ref(model)
+    view = model.at(InferencePrecision.INT8)
+    del model
+    assert alive() is not None
+    weights = view.weights
+    model = view.at(InferencePrecision.FP32)
+    del view
+    assert model.at(InferencePrecision.INT8).weights is weights
+    del model
+    assert alive() is None
+
+
+def test_weights_that_learn_have_one_precision() -> None:
+    base = model_of().trained
+    network = TrainedNetwork(
+        base.config, base.tokenizer, base.parameters, base.default_context, packed=base.weights
+    )
+    assert network.at(InferencePrecision.FP32) is network
+    with pytest.raises(ValueError, match="weights that learn are in FP32 only, not in INT8"):
+        network.at(InferencePrecision.INT8)
