@@ -6,9 +6,7 @@ Every other module of this package takes its decorator from here, so that one po
   every processor; where a product is added, `intrinsics.fma` is written;
 - NumPy's error model, without which divisions do not vectorize;
 - `nogil`, so that threads of one process run kernels side by side;
-- cached on disk, in a folder named by a hash of this package's sources and by the processor: Numba
-  itself does not notice that a jitted function in *another* file changed (numba#1833), and two
-  processes that compile for two processors at once would give their files the same name.
+- cached on disk, by the state of the sources that a kernel is compiled from: see `disk_cache`.
 
 The environment is read once, at import:
 
@@ -25,7 +23,7 @@ The environment is read once, at import:
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import os
 import platform
 from collections.abc import Callable
@@ -38,6 +36,8 @@ from llvmlite import binding as llvm
 from numba.core import config
 
 from treadle.kernels.cache_folder import choose_cache_folder
+from treadle.kernels.disk_cache import DiskCache
+from treadle.kernels.source_digests import read_all, source_digest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -63,15 +63,6 @@ class Target:
     def panel(self) -> int:
         """Columns of the GEMM tile, and of one packed panel: two vectors."""
         return 2 * self.lanes
-
-
-def sources_digest() -> str:
-    """Returns a short hash of every source file of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _host_features() -> dict[str, bool]:
@@ -158,15 +149,15 @@ def _choose_target() -> Target:
 
 
 def _choose_cache() -> str:
-    """Sets Numba's cache to a folder for exactly these sources and this target.
+    """Sets Numba's cache to the folder of this target.
 
     Returns:
         Why it is a temporary folder; empty where it is not.
     """
     checked = "-checked" if BOUNDS_CHECKED else ""
-    name = f"{sources_digest()}-{TARGET.name}{checked}"
-    folder = choose_cache_folder(name, config.CACHE_DIR or "")
+    folder = choose_cache_folder(f"{TARGET.name}{checked}", config.CACHE_DIR or "")
     config.CACHE_DIR = str(folder.path)
+    read_all()
     return folder.reason
 
 
@@ -185,6 +176,8 @@ PYTHON_MODE = bool(config.DISABLE_JIT)
 """True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""
 
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+
 KERNELS: list[Any] = []
 """Every kernel under this policy, in the order of the imports."""
 
@@ -198,7 +191,10 @@ def jit(function: Function) -> Function:
     Returns:
         The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
     """
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function)
+    compiled = numba.njit(**_OPTIONS)(function)
+    if not PYTHON_MODE:
+        sources = source_digest(Path(inspect.getfile(function)))
+        compiled._cache = DiskCache(function, sources, f"{TARGET} {BOUNDS_CHECKED} {_OPTIONS}")
     KERNELS.append(compiled)
     return cast("Function", compiled)
 

@@ -15,6 +15,9 @@ from treadle.kernels.jit import KERNELS, TARGET, TEMPORARY_CACHE
 _UNFINISHED_S = 2 * 86_400.0
 """Seconds after which an incomplete file of compiled code must be left by a killed process."""
 
+_UNUSED_S = 60 * 86_400.0
+"""Seconds after which kernels that nothing has loaded must be those of an older version."""
+
 
 def compiled_for() -> str:
     """Returns the processor that kernels are compiled for, in LLVM's naming."""
@@ -51,8 +54,8 @@ def drop_temporary_kernels() -> None:
 def sweep_temporary_kernels() -> int:
     """Removes compiled kernels that killed processes left.
 
-    These are temporary folders whose process has ended, and files in the folder of this process
-    that have been incomplete for days.
+    These are temporary folders whose process has ended, and, in the folder of this process, files
+    that have been incomplete for days and kernels that nothing has loaded for months.
 
     Returns:
         How many folders and files were removed.
@@ -69,5 +72,10 @@ def sweep_temporary_kernels() -> int:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _UNFINISHED_S:
                 path.unlink()
+                count += 1
+    for module in Path(home).glob("*-*") if home else ():
+        with suppress(FileNotFoundError):
+            if time.time() - module.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(module)
                 count += 1
     return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -109,6 +110,22 @@ def test_compiled_code_that_was_never_whole_is_removed() -> None:
         assert (old.exists(), new.exists()) == (False, True)
     finally:
         new.unlink()
+
+
+@pytest.mark.jit
+def test_kernels_of_an_older_version_are_removed() -> None:
+    home = Path(kernel_folder())
+    old, new = (home / f"module-{name * 16}" for name in "01")
+    for path in (old, new):
+        path.mkdir()
+        (path / "kernel.nbc").write_bytes(b"code")
+    months_ago = time.time() - 100 * 86_400
+    os.utime(old, (months_ago, months_ago))
+    try:
+        assert sweep_temporary_kernels() >= 1
+        assert (old.exists(), new.exists()) == (False, True)
+    finally:
+        shutil.rmtree(new)
 
 
 def test_a_server_that_is_killed_during_an_upload_keeps_nothing_of_it(
