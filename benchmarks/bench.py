@@ -9,6 +9,7 @@ from typing import Any
 from treadle.benchmarks import sections
 from treadle.benchmarks.checks import run_checks
 from treadle.benchmarks.disturbed import disturbed
+from treadle.benchmarks.int8 import int8
 from treadle.benchmarks.machine import describe
 from treadle.benchmarks.progress import Say
 from treadle.benchmarks.rivals import Workers
@@ -30,6 +31,7 @@ MEASURES: dict[str, Measure] = {
     "decode": sections.decode,
     "sessions": sections.sessions,
     "score": sections.score,
+    "int8": int8,
     "busy": disturbed,
     "start": lambda workers, settings, say: start(settings, say),
 }

@@ -37,6 +37,8 @@ sections for --only:
   decode    one session, one thread, against PyTorch's and JAX's best
   sessions  64 sessions decoded together against one
   score     a batch scored, against ONNX Runtime
+  int8      one session, 64 sessions and a batch scored with int8 weights, against float32, JAX,
+            and int8 in PyTorch and ONNX Runtime
   busy      training while another program takes one processor
   start     a fresh process to its first token
 
@@ -73,6 +75,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _interpreter(text: str) -> str:
+    if not os.access(text, os.X_OK) or os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no program: give the path of a python")
+    return text
+
+
 def _chart_file(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() != ".svg":
@@ -98,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=_count, default=threads, metavar="N", help=words)
     add("--rounds", type=_count, metavar="N", help="samples of a figure (default: 5)")
     add("--seconds", type=_seconds, metavar="S", help="of one sample (default: 0.5)")
+    words = "python of an environment with an earlier Treadle, to be measured next to this one"
+    add("--earlier", type=_interpreter, metavar="PYTHON", help=words)
     add("--cold", action="store_true", help="section start: also compile every kernel again")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--plot", type=_chart_file, metavar="FILE.svg", help="write a chart of the ratios")
@@ -114,6 +124,7 @@ def read_settings(flags: argparse.Namespace) -> Settings:
         quick=flags.quick,
         cold=flags.cold,
         sections=flags.only,
+        earlier=flags.earlier or "",
     )
 
 

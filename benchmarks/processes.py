@@ -82,6 +82,22 @@ class Worker:
         answer = self._ask({"do": "run", "seconds": seconds}, seconds + patience_s)
         return float(answer["work"]) / float(answer["seconds"])
 
+    def answers(self, patience_s: float = RUN_S) -> dict[str, Any]:
+        """Lets the child compute its case from the beginning and tell what came out.
+
+        Args:
+            patience_s: Seconds after which the child counts as hanging.
+
+        Returns:
+            What `treadle.benchmarks.answers` compares.
+
+        Raises:
+            WorkerError: it failed, died or hung, or has no answers to its case.
+        """
+        if self._process is None:
+            raise WorkerError(f"{self.name} is not running")
+        return self._ask({"do": "answer"}, patience_s)
+
     def close(self) -> None:
         """Ends the child."""
         process = self._process

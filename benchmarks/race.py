@@ -8,7 +8,7 @@ before go to sleep. An entrant that is missing, dies or hangs leaves the race wi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from treadle.benchmarks.figures import Samples, ratio
@@ -29,6 +29,13 @@ Row = dict[str, Any]
 
 Rates = dict[str, list[float]]
 """Work a second, sample after sample, by name."""
+
+Check = Callable[[str, Entrant], None]
+"""Raises WorkerError for an entrant, given with its name, that computes something else."""
+
+
+def no_check(name: str, entrant: Entrant) -> None:
+    """Trusts an entrant."""
 
 
 def fastest(entrants: Sequence[Entrant], seconds: float) -> tuple[Entrant | None, list[str]]:
@@ -52,13 +59,14 @@ def fastest(entrants: Sequence[Entrant], seconds: float) -> tuple[Entrant | None
     return best, notes
 
 
-def prepare(entrants: Mapping[str, Entrant]) -> tuple[Rates, list[str]]:
+def prepare(entrants: Mapping[str, Entrant], check: Check = no_check) -> tuple[Rates, list[str]]:
     """Lets every worker make its case; returns empty lists of rates, and what went wrong."""
     rates: Rates = {}
     notes = []
     for name, entrant in entrants.items():
         try:
             entrant.worker.make(entrant.case, entrant.options)
+            check(name, entrant)
             rates[name] = []
         except WorkerError as error:
             notes.append(str(error))
@@ -79,7 +87,7 @@ def sample(entrants: Mapping[str, Entrant], rates: Rates, seconds: float) -> lis
 
 
 def race(
-    entrants: Mapping[str, Entrant], rounds: int, seconds: float
+    entrants: Mapping[str, Entrant], rounds: int, seconds: float, check: Check = no_check
 ) -> tuple[dict[str, Samples], list[str]]:
     """Times all entrants in turn.
 
@@ -87,23 +95,30 @@ def race(
         entrants: by name; no two share a worker.
         rounds: samples of each.
         seconds: of one sample.
+        check: asked about each of them before the first round.
 
     Returns:
         The rates of those that came through, and what went wrong with the others.
     """
-    rates, notes = prepare(entrants)
+    rates, notes = prepare(entrants, check)
     for _ in range(rounds):
         notes += sample(entrants, rates, seconds)
     return {name: Samples(tuple(values)) for name, values in rates.items()}, notes
 
 
-def compare(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Settings) -> Row:
+def compare(
+    ours: Entrant,
+    rivals: Mapping[str, Sequence[Entrant]],
+    settings: Settings,
+    check: Check = no_check,
+) -> Row:
     """Measures ours against the best setting of every rival.
 
     Args:
         ours: of the case.
         rivals: the settings of each, by its name.
         settings: how long.
+        check: asked about ours and the best of every rival.
 
     Returns:
         The case's row: `ours`, `rivals` and `ratios` by name (None where not measured), `notes`.
@@ -115,7 +130,7 @@ def compare(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Se
         notes += wrong
         if best is not None:
             entrants[name] = best
-    samples, wrong = race(entrants, settings.rounds, settings.seconds)
+    samples, wrong = race(entrants, settings.rounds, settings.seconds, check)
     return {
         "label": ours.case.label,
         "case": ours.case.as_json(),

@@ -6,6 +6,7 @@ once, at start.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 """Keeps glibc from handing large blocks back to the system after every training step."""
+
+EARLIER = "earlier"
+"""The name of an earlier version of Treadle among the rivals."""
+
+INT8_ENGINES = ("fbgemm", "onednn")
+"""PyTorch's libraries for int8 products on x86; its own default is one of the two, by case."""
 
 XLA_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 
@@ -75,9 +82,23 @@ class Workers:
             ", no Eigen threads": self._add("jax, all cores again", "jax_scan", XLA_ONE_THREAD),
         }
         self.onnxruntime = self._add("onnxruntime", "onnx_runtime")
+        self.onnxruntime_int8 = self._add("onnxruntime, int8", "onnx_runtime")
+        self.pytorch_int8 = self._add("pytorch, int8", "pytorch_int8")
+        self.earlier: Worker | None = None
+        """An earlier version of Treadle, if one is given."""
+        if settings.earlier:
+            self.earlier = self._add("treadle before", "ours", interpreter=settings.earlier)
 
-    def _add(self, name: str, module: str, environment: Mapping[str, str] | None = None) -> Worker:
+    def _add(
+        self,
+        name: str,
+        module: str,
+        environment: Mapping[str, str] | None = None,
+        interpreter: str = "",
+    ) -> Worker:
         command = python("-m", "treadle.benchmarks.workers.start", module)
+        if interpreter:
+            command[0] = interpreter
         self._all[name] = Worker(name, command, environment)
         return self._all[name]
 
@@ -142,6 +163,64 @@ def jax_decoding(worker: Worker, case: Case, flags: str = "") -> list[Entrant]:
         for transposed in (True, False)
         for unroll in (1, 4)
     ]
+
+
+def jax_decoding_all_cores(workers: Workers, case: Case) -> list[Entrant]:
+    """Tries the same with all the processors that it can take."""
+    return [
+        entrant
+        for flags, worker in workers.jax_all_cores.items()
+        for entrant in jax_decoding(worker, case, flags)
+    ]
+
+
+def pytorch_int8_decoding(workers: Workers, case: Case) -> list[Entrant]:
+    """Tries the same four ways with int8 weights, and both libraries for their products."""
+    ways = {"module": "nn.LSTM", "cell": "nn.LSTMCell", "hand": "by hand", "script": "jit.script"}
+    return [
+        Entrant(
+            workers.pytorch_int8,
+            case,
+            f"{words}, {engine}",
+            {"way": way, "engine": engine, "threads": 1, "int8": True},
+        )
+        for engine in INT8_ENGINES
+        for way, words in ways.items()
+    ]
+
+
+def pytorch_int8_scoring(workers: Workers, case: Case) -> list[Entrant]:
+    """Tries one and more threads, and both libraries for int8 products."""
+    return [
+        Entrant(
+            workers.pytorch_int8,
+            case,
+            f"{_plural(threads)}, {engine}",
+            {"engine": engine, "threads": threads, "int8": True},
+        )
+        for engine in INT8_ENGINES
+        for threads in _counts(case.threads)
+    ]
+
+
+def onnxruntime_int8_scoring(workers: Workers, case: Case) -> list[Entrant]:
+    """Tries signed and unsigned weights, with steps a matrix or a column, one and more threads."""
+    return [
+        Entrant(
+            workers.onnxruntime_int8,
+            case,
+            f"{_plural(threads)}, {'signed' if signed else 'unsigned'}, "
+            f"steps {'a column' if per_channel else 'a matrix'}",
+            {"threads": threads, "signed": signed, "per_channel": per_channel, "int8": True},
+        )
+        for signed, per_channel in itertools.product((True, False), repeat=2)
+        for threads in _counts(case.threads)
+    ]
+
+
+def earlier(workers: Workers, case: Case) -> dict[str, list[Entrant]]:
+    """Returns an earlier version of Treadle as a rival, if one is given."""
+    return {} if workers.earlier is None else {EARLIER: [Entrant(workers.earlier, case)]}
 
 
 def onnxruntime_scoring(workers: Workers, case: Case) -> list[Entrant]:

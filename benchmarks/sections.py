@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from treadle.benchmarks import settings as cases
+from treadle.benchmarks.answer_check import AnswerCheck
 from treadle.benchmarks.figures import ratio
 from treadle.benchmarks.peak import flops_per_token
 from treadle.benchmarks.progress import Say
@@ -10,7 +13,9 @@ from treadle.benchmarks.race import OURS, Row, as_json, compare, race
 from treadle.benchmarks.rivals import (
     Entrant,
     Workers,
+    earlier,
     jax_decoding,
+    jax_decoding_all_cores,
     numpy_training,
     onnxruntime_scoring,
     pytorch_decoding,
@@ -19,12 +24,28 @@ from treadle.benchmarks.rivals import (
 from treadle.benchmarks.settings import Case, Settings
 
 
+def checked(ours: Entrant, rivals: Mapping[str, Sequence[Entrant]], settings: Settings) -> Row:
+    """Compares as `compare` does, and counts only who computes the same; see `AnswerCheck`.
+
+    Args:
+        ours: of the case.
+        rivals: the settings of each, by its name.
+        settings: how long.
+
+    Returns:
+        The row; `off` holds by name how far each was from the reference.
+    """
+    answers = AnswerCheck()
+    row = compare(ours, rivals, settings, answers.check)
+    return {**row, "off": answers.off}
+
+
 def train(workers: Workers, settings: Settings, say: Say) -> list[Row]:
     """Compares training steps with PyTorch's; the last row is RLtools' task."""
     rows = []
     for case in [*cases.train_cases(settings), cases.rltools_case(settings)]:
         say(f"train {case.label}, vocabulary {case.vocabulary}")
-        rivals = {"pytorch": pytorch_training(workers, case)}
+        rivals = {"pytorch": pytorch_training(workers, case), **earlier(workers, case)}
         rows.append(compare(Entrant(workers.ours, case), rivals, settings))
     return rows
 
@@ -64,13 +85,10 @@ def decode(workers: Workers, settings: Settings, say: Say) -> list[Row]:
         rivals = {
             "pytorch": pytorch_decoding(workers, case),
             "jax": jax_decoding(workers.jax_one_core, case),
-            "jax_all_cores": [
-                entrant
-                for flags, worker in workers.jax_all_cores.items()
-                for entrant in jax_decoding(worker, case, flags)
-            ],
+            "jax_all_cores": jax_decoding_all_cores(workers, case),
+            **earlier(workers, case),
         }
-        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+        rows.append(checked(Entrant(workers.ours, case), rivals, settings))
     return rows
 
 
@@ -79,8 +97,8 @@ def score(workers: Workers, settings: Settings, say: Say) -> list[Row]:
     rows = []
     for case in cases.score_cases(settings):
         say(f"score {case.label}")
-        rivals = {"onnxruntime": onnxruntime_scoring(workers, case)}
-        rows.append(compare(Entrant(workers.ours, case), rivals, settings))
+        rivals = {"onnxruntime": onnxruntime_scoring(workers, case), **earlier(workers, case)}
+        rows.append(checked(Entrant(workers.ours, case), rivals, settings))
     return rows
 
 
@@ -90,7 +108,8 @@ def sessions(workers: Workers, settings: Settings, say: Say) -> list[Row]:
     for case in cases.sessions_cases(settings):
         say(f"{case.rows} sessions {case.label}")
         single = Entrant(workers.ours_again, cases.alone(case))
-        row = compare(Entrant(workers.ours, case), {"alone": [single]}, settings)
+        rivals = {"alone": [single], **earlier(workers, case)}
+        row = compare(Entrant(workers.ours, case), rivals, settings)
         rows.append(row)
     return rows
 

@@ -15,6 +15,7 @@ SECTIONS = (
     "decode",
     "sessions",
     "score",
+    "int8",
     "busy",
     "start",
 )
@@ -42,6 +43,8 @@ class Settings:
     """Also compile every kernel again, which takes a minute or two."""
     sections: tuple[str, ...] = SECTIONS
     """The sections to run."""
+    earlier: str = ""
+    """The interpreter of an environment with an earlier version of Treadle; empty: none."""
 
 
 def usable_cores() -> int:
@@ -117,8 +120,12 @@ def rltools_case(settings: Settings) -> Case:
 
 def peak_cases(settings: Settings) -> list[Case]:
     """Returns the training steps that are compared with the processor's peak."""
-    large = [case for case in train_cases(settings) if case.layers == 1 and case.cell != "rnn"]
-    return [case for case in large if settings.quick or case.hidden >= 256]
+    single = [case for case in train_cases(settings) if case.layers == 1]
+    return [
+        case
+        for case in single
+        if case.cell == "lstm" or (case.cell == "gru" and (settings.quick or case.hidden >= 256))
+    ]
 
 
 def numpy_cases(settings: Settings) -> list[Case]:
@@ -151,6 +158,12 @@ def score_cases(settings: Settings) -> list[Case]:
         for cell in ("lstm", "gru")
         for hidden in _sizes(settings)
     ]
+
+
+def int8_score_cases(settings: Settings) -> list[Case]:
+    """Returns forward passes over a batch, of the sizes at which they take their time."""
+    cases = score_cases(settings)
+    return [case for case in cases if settings.quick or case.hidden >= 256]
 
 
 def busy_case(settings: Settings) -> Case:

@@ -15,6 +15,9 @@ RIVALS = {
     "jax": "JAX, one core",
     "jax_all_cores": "JAX, all cores",
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime_int8": "ONNX Runtime int8",
+    "pytorch_int8": "PyTorch int8",
+    "earlier": "Treadle before",
     "numpy_float32": "NumPy float32",
     "numpy_float64": "NumPy float64",
     "alone": "one session",
@@ -27,6 +30,12 @@ TITLES = {
     "decode": "Decoding, one session, one thread, sampling inside, tokens a second",
     "sessions": "Decoding 64 sessions together, one thread, tokens a second of all",
     "score": "Scoring a batch (rivals: to logits only), tokens a second",
+}
+
+INT8_TITLES = {
+    "decode": "Decoding with int8 weights, one session, one thread, tokens a second",
+    "sessions": "Decoding 64 sessions together with int8 weights, one thread, tokens a second",
+    "score": "Scoring a batch with int8 weights (rivals: to logits only), tokens a second",
 }
 
 NOT_MEASURED = "-"
@@ -120,6 +129,11 @@ def busy(section: Mapping[str, Any]) -> str:
     return f"{title}\n\n{lined_up(lines)}{_notes([dict(section)])}"
 
 
+def int8(section: Mapping[str, Sequence[Row]]) -> str:
+    """Returns the section on int8 weights: a table a part."""
+    return "\n\n".join(comparison(INT8_TITLES[part], rows) for part, rows in section.items())
+
+
 def start(section: Mapping[str, Any]) -> str:
     """Returns the section on fresh processes."""
     names = {
@@ -166,6 +180,7 @@ _OTHERS: dict[str, Callable[[Any], str]] = {
     "machine": machine,
     "check": checks,
     "peak": peak,
+    "int8": int8,
     "busy": busy,
     "start": start,
 }

@@ -27,7 +27,7 @@ FOLDERS = {
 
 # Rivals that the benchmarks compare with. Nobody declares them: they are measured where installed.
 PEERS = {"torch", "jax", "onnx", "onnxruntime"}
-PEER_WORKERS = {"pytorch.py", "jax_scan.py", "onnx_runtime.py"}
+PEER_WORKERS = {"pytorch.py", "pytorch_int8.py", "jax_scan.py", "onnx_runtime.py"}
 
 # What may be imported from outside, in addition to the standard library. The server is free in
 # that: it is the package where the parts meet.

@@ -8,20 +8,20 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from treadle.benchmarks.answers import FIRST_TOKEN
+from treadle.benchmarks.networks import network_weights
 from treadle.benchmarks.settings import Case
-from treadle.benchmarks.workers.serve import Maker, Options, Step
+from treadle.benchmarks.workers.serve import CheckedStep, Maker, Options, Step
 
 Network = dict[str, Any]
 
 
 def _network(case: Case) -> Network:
-    """Random weights: the input folded into a table (V, 4H), as ours has it; both layouts."""
-    rng = np.random.default_rng(0)
-    H = case.hidden
-    V = case.vocabulary
-    sizes = {"table": (V, 4 * H), "Wh": (H, 4 * H), "Wy": (H, V), "by": (V,)}
-    arrays = {name: rng.uniform(-1, 1, size) / H**0.5 for name, size in sizes.items()}
-    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+    """The input is folded into a table (V, 4H), as ours has it."""
+    weights = network_weights(case)
+    table = weights["embedding"] @ weights["Wx0"] + weights["b0"]
+    arrays = {"table": table, "Wh": weights["Wh0"], "Wy": weights["Wy"], "by": weights["by"]}
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def _decoder(case: Case, options: Options) -> Any:
@@ -56,14 +56,19 @@ def make(case: Case, options: Options) -> Step:
     decoder = _decoder(case, options)
     zeros = jnp.zeros(case.hidden, jnp.float32)
     key = jax.random.key(0)
-    carry = (jnp.int32(0), zeros, zeros)
+    begin = (jnp.int32(FIRST_TOKEN), zeros, zeros)
+    carry = begin
 
     def step() -> float:
         nonlocal key, carry
         key, carry, tokens = decoder(key, carry)
         return float(np.asarray(tokens).size)
 
-    return step
+    def answers() -> dict[str, Any]:
+        _, (_, h, _), tokens = decoder(key, begin)
+        return {"tokens": [[token] for token in tokens.tolist()], "h": [h.tolist()]}
+
+    return CheckedStep(step, answers)
 
 
 def load() -> tuple[str, Maker]:

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from treadle.benchmarks.answers import scoring_answers
+from treadle.benchmarks.networks import Array, network_weights, scored_tokens
 from treadle.benchmarks.settings import Case
-from treadle.benchmarks.workers.serve import Maker, Options, Step
-from treadle.kernels.reference import GATES
+from treadle.benchmarks.workers.serve import CheckedStep, Maker, Options, Step
+
+GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
+"""Where ours are that ONNX has first, second, ...: i o f c for i f g o, z r h for r z n."""
 
 
-def _weights(case: Case) -> list[Any]:
-    rng = np.random.default_rng(0)
+def _in_order(case: Case, weights: Array) -> Array:
+    """Puts the gates of weights (..., G) in ONNX's order."""
+    gates = np.split(weights, len(GATE_ORDER[case.cell]), axis=-1)
+    return np.concatenate([gates[number] for number in GATE_ORDER[case.cell]], axis=-1)
+
+
+def _initializers(case: Case) -> list[Any]:
+    weights = network_weights(case)
     H = case.hidden
-    V = case.vocabulary
-    E = case.embedding
-    G = GATES[case.cell] * case.hidden
-    sizes = {
-        "embedding": (V, E),
-        "W": (1, G, E),
-        "R": (1, G, H),
-        "b": (1, 2 * G),
-        "Wy": (H, V),
-        "by": (V,),
-        "h0": (1, case.rows, H),
-        "c0": (1, case.rows, H),
+    hidden_bias = np.zeros_like(weights["b0"])
+    if case.cell == "gru":
+        hidden_bias[2 * H :] = weights["bh0"]
+    biases = [_in_order(case, weights["b0"]), _in_order(case, hidden_bias)]
+    state = np.zeros((1, case.rows, H), np.float32)
+    arrays = {
+        "embedding": weights["embedding"],
+        "W": _in_order(case, weights["Wx0"]).T[np.newaxis],
+        "R": _in_order(case, weights["Wh0"]).T[np.newaxis],
+        "b": np.concatenate(biases)[np.newaxis],
+        "Wy": weights["Wy"],
+        "by": weights["by"],
+        "h0": state,
+        "c0": state,
     }
-    arrays = {name: rng.uniform(-1, 1, size) / H**0.5 for name, size in sizes.items()}
-    tensors = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()]
+    tensors = [
+        numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()
+    ]
     return [*tensors, numpy_helper.from_array(np.array([1], np.int64), "direction")]
 
 
-def _graph(case: Case) -> bytes:
+def _graph(case: Case) -> onnx.ModelProto:
     """Gather, one LSTM or GRU node, and the output layer over all steps."""
     kind: dict[str, Any] = {"hidden_size": case.hidden}
     inputs = ["xs", "W", "R", "b", "", "h0"]
@@ -52,10 +68,25 @@ def _graph(case: Case) -> bytes:
     shape = [case.steps, case.rows]
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, shape)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape, case.vocabulary])
-    graph = helper.make_graph(nodes, "scoring", [tokens], [logits], _weights(case))
+    graph = helper.make_graph(nodes, "scoring", [tokens], [logits], _initializers(case))
     opsets = [helper.make_opsetid("", 17)]
-    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return model
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _quantized(model: onnx.ModelProto, options: Options) -> bytes:
+    """Returns the model with int8 weights; of a GRU, only the output layer can have them."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["LSTM", "MatMul"],
+            per_channel=options["per_channel"],
+            weight_type=QuantType.QInt8 if options["signed"] else QuantType.QUInt8,
+        )
+        return path.read_bytes()
 
 
 def make(case: Case, options: Options) -> Step:
@@ -64,8 +95,10 @@ def make(case: Case, options: Options) -> Step:
     settings.intra_op_num_threads = options["threads"]
     settings.inter_op_num_threads = 1
     providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(_graph(case), settings, providers=providers)
-    tokens = np.random.default_rng(0).integers(case.vocabulary, size=(case.steps, case.rows))
+    model = _graph(case)
+    content = _quantized(model, options) if options.get("int8") else model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, settings, providers=providers)
+    tokens = scored_tokens(case).astype(np.int64)
     logits = np.empty((*tokens.shape, case.vocabulary), np.float32)
     binding = session.io_binding()
     binding.bind_cpu_input("tokens", tokens)
@@ -76,7 +109,11 @@ def make(case: Case, options: Options) -> Step:
         session.run_with_iobinding(binding)
         return float(logits.size // case.vocabulary)  # also keeps the bound array alive
 
-    return step
+    def answers() -> dict[str, Any]:
+        step()
+        return scoring_answers(tokens, logits)
+
+    return CheckedStep(step, answers)
 
 
 def load() -> tuple[str, Maker]:

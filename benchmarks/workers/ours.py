@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 
+from treadle.benchmarks.answers import FIRST_TOKEN, MOST_ROWS
+from treadle.benchmarks.networks import network_weights, scored_tokens
 from treadle.benchmarks.peak import multiply_adds
 from treadle.benchmarks.settings import Case
-from treadle.benchmarks.workers.serve import Maker, Options, Step
-from treadle.model import Cell, OptimizerConfig, Precision, SamplingConfig, TrainConfig
+from treadle.benchmarks.workers.serve import CheckedStep, Maker, Options, Step
+from treadle.kernels import structs
+from treadle.model import (
+    Cell,
+    InferencePrecision,
+    OptimizerConfig,
+    Precision,
+    SamplingConfig,
+    TrainConfig,
+)
 from treadle.model.data.batching import TextBatches
 from treadle.model.data.corpus import TokenData
 from treadle.model.generation.sampling import ResolvedSampling
@@ -64,37 +75,58 @@ def make_train(case: Case, options: Options) -> Step:
     return step
 
 
+def packed(case: Case, options: Options) -> structs.Weights:
+    """Returns the weights that all sides compute with, packed in float32 or in int8."""
+    parameters = Parameters.from_named(shape_of(case), network_weights(case))
+    precision = InferencePrecision.INT8 if options.get("int8") else InferencePrecision.FP32
+    return pack_for_inference(parameters, precision)
+
+
 def make_decode(case: Case, options: Options) -> Step:
     """Returns a step that samples a chunk at temperature 1, for as many sequences as rows."""
     shape = shape_of(case)
-    weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    initial = SessionState.fresh(shape, token=0)
+    weights = packed(case, options)
+    initial = SessionState.fresh(shape, FIRST_TOKEN)
     sampling = ResolvedSampling(SamplingConfig())
-    joining = [
-        SequenceSlot(sampling, replace(initial, seed=row), end=-1) for row in range(case.rows)
-    ]
-    slots = SlotArrays(shape, weights)
-    slots.replace((), joining)
+
+    def from_the_beginning(rows: int) -> SlotArrays:
+        slots = SlotArrays(shape, weights)
+        joining = [SequenceSlot(sampling, replace(initial, seed=row), -1) for row in range(rows)]
+        slots.replace((), joining)
+        return slots
+
+    slots = from_the_beginning(case.rows)
 
     def step() -> float:
         return sum(map(len, slots.decode(case.steps).tokens))
 
-    return step
+    def answers() -> dict[str, Any]:
+        drawn = from_the_beginning(case.rows).decode(case.steps).drawn
+        return {
+            "tokens": drawn.tokens[:, :MOST_ROWS].tolist(),
+            "log_probabilities": drawn.log_probabilities[:, :MOST_ROWS].tolist(),
+        }
+
+    return CheckedStep(step, answers)
 
 
 def make_score(case: Case, options: Options) -> Step:
     """Scores a batch: forward pass, and the log-probability of every target."""
     shape = shape_of(case)
-    weights = pack_for_inference(Parameters.initial(shape, seed=0))
-    scorer = Scorer(shape, weights, case.rows, case.steps, Pool(case.threads))
-    rng = np.random.default_rng(0)
-    tokens, targets = rng.integers(case.vocabulary, size=(2, case.steps, case.rows), dtype=np.int32)
-    fresh = np.zeros(case.rows, np.bool_)
+    scorer = Scorer(shape, packed(case, options), case.rows, case.steps, Pool(case.threads))
+    tokens = scored_tokens(case)
+    targets = np.roll(tokens, -1, axis=0)
+    carried = np.zeros(case.rows, np.bool_)
+    fresh = np.ones(case.rows, np.bool_)
 
     def step() -> float:
-        return scorer.log_probabilities(tokens, targets, fresh).size
+        return scorer.log_probabilities(tokens, targets, carried).size
 
-    return step
+    def answers() -> dict[str, Any]:
+        found = scorer.log_probabilities(tokens, targets, fresh)[:-1, :MOST_ROWS]
+        return {"tokens": tokens[:, :MOST_ROWS].tolist(), "log_probabilities": found.tolist()}
+
+    return CheckedStep(step, answers)
 
 
 def make_peak(case: Case, options: Options) -> Step:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from treadle.benchmarks.answers import FIRST_TOKEN, MOST_ROWS
+from treadle.benchmarks.networks import Weights, network_weights
 from treadle.benchmarks.settings import Case
-from treadle.benchmarks.workers.serve import Maker, Options, Step
+from treadle.benchmarks.workers.serve import CheckedStep, Maker, Options, Step
 
 CELLS: dict[str, Any] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+Carry = tuple[Any, Any, Any]
+"""The last token, h and c."""
+
+Advance = Callable[[Any, Carry], Carry]
+"""Draws a token a row of noise (steps, rows, V)."""
 
 
 class Network(nn.Module):  # type: ignore[misc, unused-ignore]
@@ -69,42 +78,71 @@ def make_train(case: Case, options: Options) -> Step:
     return step
 
 
+class CellNetwork(nn.Module):  # type: ignore[misc, unused-ignore]
+    """The same for one step at a time, with an LSTMCell."""
+
+    def __init__(self, case: Case) -> None:
+        """Draws PyTorch's own default parameters."""
+        super().__init__()
+        self.embedding = nn.Embedding(case.vocabulary, case.embedding)
+        self.cell = nn.LSTMCell(case.embedding, case.hidden)
+        self.output = nn.Linear(case.hidden, case.vocabulary)
+
+
+def set_weights(network: Any, weights: Weights) -> Any:
+    """Copies the weights that all sides compute with; returns the network."""
+    suffix = "" if isinstance(network, CellNetwork) else "_l0"
+    H = weights["Wh0"].shape[0]
+    b = torch.from_numpy(weights["b0"])
+    hidden_bias = torch.zeros_like(b)
+    if "bh0" in weights:
+        hidden_bias[2 * H :] = torch.from_numpy(weights["bh0"])
+    network.load_state_dict(
+        {
+            "embedding.weight": torch.from_numpy(weights["embedding"]),
+            f"cell.weight_ih{suffix}": torch.from_numpy(weights["Wx0"].T),
+            f"cell.weight_hh{suffix}": torch.from_numpy(weights["Wh0"].T),
+            f"cell.bias_ih{suffix}": b,
+            f"cell.bias_hh{suffix}": hidden_bias,
+            "output.weight": torch.from_numpy(weights["Wy"].T),
+            "output.bias": torch.from_numpy(weights["by"]),
+        }
+    )
+    return network.eval()
+
+
 def _noise(case: Case) -> Any:
     """Gumbel noise for a chunk at once: argmax(logits + noise) is a draw, the fastest there is."""
-    return torch.empty(case.steps, case.vocabulary).exponential_().log_().neg_()
+    noise = torch.empty(case.steps, case.rows, case.vocabulary)
+    return noise.exponential_().log_().neg_()
 
 
-def _by_module(case: Case, network: Network) -> Step:
-    """nn.LSTM called once a token."""
-    token = torch.zeros(1, 1, dtype=torch.long)
-    state = None
+def by_module(network: Any) -> Advance:
+    """Calls nn.LSTM once a token."""
 
-    def step() -> float:
-        nonlocal token, state
-        with torch.inference_mode():
-            for noise in _noise(case):
-                logits, state = network(token, state)
-                token = torch.argmax(logits[0] + noise, dim=1, keepdim=True)
-        return float(case.steps)
+    def advance(noise: Any, carry: Carry) -> Carry:
+        token, h, c = carry
+        state = (h[None], c[None])
+        token = token[None]
+        for row in noise:
+            logits, state = network(token, state)
+            token = torch.argmax(logits + row, dim=2)
+        return token[0], state[0][0], state[1][0]
 
-    return step
+    return advance
 
 
-def _by_cell(case: Case, network: Network) -> Step:
-    """nn.LSTMCell called once a token."""
-    cell = nn.LSTMCell(case.embedding, case.hidden)
-    h = c = torch.zeros(1, case.hidden)
-    token = torch.zeros(1, dtype=torch.long)
+def by_cell(network: Any) -> Advance:
+    """Calls nn.LSTMCell once a token."""
 
-    def step() -> float:
-        nonlocal token, h, c
-        with torch.inference_mode():
-            for noise in _noise(case):
-                h, c = cell(network.embedding(token), (h, c))
-                token = torch.argmax(network.output(h) + noise, dim=1)
-        return float(case.steps)
+    def advance(noise: Any, carry: Carry) -> Carry:
+        token, h, c = carry
+        for row in noise:
+            h, c = network.cell(network.embedding(token), (h, c))
+            token = torch.argmax(network.output(h) + row, dim=1)
+        return token, h, c
 
-    return step
+    return advance
 
 
 def hand_written(
@@ -131,38 +169,54 @@ def hand_written(
     return token, h, c
 
 
-def _by_hand(case: Case, network: Network, run: Any) -> Step:
-    cell = network.cell
-    bias = cell.bias_ih_l0 + cell.bias_hh_l0
-    table = (network.embedding.weight @ cell.weight_ih_l0.T + bias).detach()
-    Wh = cell.weight_hh_l0.detach().T.contiguous()
-    Wy = network.output.weight.detach().T.contiguous()
-    by = network.output.bias.detach()
-    h = c = torch.zeros(1, case.hidden)
-    token = torch.zeros(1, dtype=torch.long)
+def folded(weights: Weights) -> Any:
+    """Returns the table (V, 4H) of the input products, biases included."""
+    table = weights["embedding"] @ weights["Wx0"] + weights["b0"]
+    return torch.from_numpy(table)
+
+
+def _by_hand(weights: Weights, run: Any) -> Advance:
+    table = folded(weights)
+    Wh, Wy, by = (torch.from_numpy(weights[name]) for name in ("Wh0", "Wy", "by"))
+    return lambda noise, carry: run(table, Wh, Wy, by, *carry, noise)
+
+
+def drawing(case: Case, advance: Advance) -> CheckedStep:
+    """Returns a step that draws a chunk of tokens for every row."""
+    zeros = torch.zeros(case.rows, case.hidden)
+    begin: Carry = (torch.full((case.rows,), FIRST_TOKEN), zeros, zeros)
+    carry = begin
 
     def step() -> float:
-        nonlocal token, h, c
+        nonlocal carry
         with torch.inference_mode():
-            token, h, c = run(table, Wh, Wy, by, token, h, c, _noise(case))
-        return float(case.steps)
+            carry = advance(_noise(case), carry)
+        return float(case.steps * case.rows)
 
-    return step
+    def answers() -> dict[str, Any]:
+        latest = begin
+        tokens = []
+        with torch.inference_mode():
+            for noise in _noise(case).split(1):
+                latest = advance(noise, latest)
+                tokens.append(latest[0][:MOST_ROWS].tolist())
+        return {"tokens": tokens, "h": latest[1][:MOST_ROWS].tolist()}
+
+    return CheckedStep(step, answers)
 
 
 def make_decode(case: Case, options: Options) -> Step:
     """Draws a chunk of tokens in one of four ways."""
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
-    network = Network(case)
+    weights = network_weights(case)
     way = options["way"]
     if way == "module":
-        return _by_module(case, network)
+        return drawing(case, by_module(set_weights(Network(case), weights)))
     if way == "cell":
-        return _by_cell(case, network)
-    return _by_hand(
-        case, network, hand_written if way == "hand" else torch.jit.script(hand_written)
-    )
+        return drawing(case, by_cell(set_weights(CellNetwork(case), weights)))
+    run = hand_written if way == "hand" else torch.jit.script(hand_written)
+    return drawing(case, _by_hand(weights, run))
 
 
 MAKERS: dict[str, Maker] = {"train": make_train, "decode": make_decode}

@@ -4,6 +4,7 @@ Commands and answers are JSON, one object per line:
 
     -> {"do": "make", "case": {...}, "options": {...}}      <- {"made": true}
     -> {"do": "run", "seconds": 0.5}                        <- {"work": 40960, "seconds": 0.51}
+    -> {"do": "answer"}                                     <- {"tokens": [...], "h": [...]}
 
 The first line, unasked, is {"version": "..."}, or {"missing": "torch"} where the package to
 measure is not installed. Whatever goes wrong with a command is answered {"error": "..."}.
@@ -18,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from treadle.benchmarks.settings import Case
@@ -26,6 +28,21 @@ Options = Mapping[str, Any]
 Step = Callable[[], float]
 """Does a piece of work and returns how much it was: tokens, or FLOPs."""
 Maker = Callable[[Case, Options], Step]
+
+
+@dataclass(frozen=True)
+class CheckedStep:
+    """A step of a network whose answers can be compared with the reference's."""
+
+    step: Step
+    """What is timed."""
+    answers: Callable[[], dict[str, Any]]
+    """Computes the case from the beginning; see `treadle.benchmarks.answers`."""
+
+    def __call__(self) -> float:
+        """Does a piece of work."""
+        return self.step()
+
 
 WARM_UP_STEPS = 2
 """Steps before a case counts as made: compilers compile, allocators fill."""
@@ -59,6 +76,10 @@ class _Server:
             return {"made": True}
         if self._step is None:
             return {"error": "no case was made"}
+        if command["do"] == "answer":
+            if not isinstance(self._step, CheckedStep):
+                return {"error": "the case has no answers"}
+            return self._step.answers()
         return dict(timed(self._step, command["seconds"]))
 
 

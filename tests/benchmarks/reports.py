@@ -54,6 +54,14 @@ def make_results() -> dict[str, Any]:
         "decode": [make_row(lstm, pytorch=None, jax=200.0, jax_all_cores=None)],
         "sessions": [make_row(Case("decode", "lstm", 64, rows=64), alone=10.0)],
         "score": [make_row(lstm, onnxruntime=None)],
+        "int8": {
+            "decode": [make_row(lstm, fp32=50.0, jax=20.0, pytorch_int8=None)],
+            "sessions": [make_row(Case("decode", "lstm", 64, rows=64), fp32=25.0)],
+            "score": [
+                make_row(Case("score", "lstm", 64), onnxruntime=40.0, onnxruntime_int8=80.0),
+                make_row(Case("score", "gru", 64), onnxruntime=50.0, onnxruntime_int8=125.0),
+            ],
+        },
         "busy": {
             "label": "LSTM 64",
             "case": lstm.as_json(),

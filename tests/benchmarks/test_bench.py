@@ -1,6 +1,7 @@
 """The command, its checks, and runs of it."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from treadle.benchmarks import checks, cli
 from treadle.benchmarks.checks import CheckError
 from treadle.benchmarks.peak import flops_per_token, multiply_adds
+from treadle.benchmarks.rivals import Workers, earlier
 from treadle.benchmarks.settings import SECTIONS, Case, Settings, train_cases
 from treadle.kernels import reference
 
@@ -40,6 +42,15 @@ def test_wrong_flags_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         cli.main(arguments)
     assert raised.value.code == 2
+
+
+def test_an_earlier_treadle_is_a_rival_where_it_is_given() -> None:
+    flags = cli.build_parser().parse_args(["--earlier", sys.executable])
+    settings = cli.read_settings(flags)
+    case = train_cases(settings)[0]
+    (entrant,) = earlier(Workers(settings), case)["earlier"]
+    assert entrant.worker.name == "treadle before"
+    assert earlier(Workers(Settings()), case) == {}
 
 
 def test_help_names_every_section() -> None:
@@ -120,6 +131,7 @@ def test_checks_pass_here(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--plot", "x.png"], "must end in .svg, not 'x.png'"),
         (["--rounds", "0"], "'0' must be a whole number, 1 or more"),
+        (["--earlier", "/no/python"], "'/no/python' is no program: give the path of a python"),
         (["--seconds", "61"], "'61' must be above 0 and at most 60 seconds"),
     ],
 )

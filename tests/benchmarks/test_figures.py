@@ -43,13 +43,27 @@ def test_summary() -> None:
         "train_vs_pytorch_min": pytest.approx(1.0),
         "train_bf16_vs_pytorch_bf16_min": pytest.approx(2.0),
         "rltools_task_vs_pytorch": pytest.approx(2.0),
-        "peak_fraction_min": 0.5,
+        "peak_fraction_min": None,
+        "peak_fraction_lstm_64": 0.5,
+        "peak_fraction_lstm_128": None,
         "train_vs_numpy_min": pytest.approx(5.0),
         "decode_vs_pytorch_min": None,
         "decode_vs_jax_min": pytest.approx(0.5),
+        "decode_vs_earlier_min": None,
         "decode_vs_jax_all_cores_min": None,
         "decode_64_vs_1_min": pytest.approx(10.0),
         "score_vs_onnxruntime_min": None,
+        "int8_decode_vs_jax_min": pytest.approx(5.0),
+        "int8_decode_vs_fp32_min": pytest.approx(2.0),
+        "int8_decode_vs_earlier_fp32_min": None,
+        "int8_decode_vs_pytorch_int8_min": None,
+        "int8_64_vs_fp32_min": pytest.approx(4.0),
+        "int8_64_vs_pytorch_int8_min": None,
+        "int8_score_lstm_vs_onnxruntime_min": pytest.approx(2.5),
+        "int8_score_vs_onnxruntime_min": pytest.approx(2.0),
+        "int8_score_vs_onnxruntime_int8_min": pytest.approx(0.8),
+        "int8_score_vs_pytorch_int8_min": None,
+        "int8_score_vs_fp32_min": None,
         "busy_slowdown": 1.0,
         "busy_slowdown_pytorch": None,
         "start_s": 100.0,
@@ -59,8 +73,10 @@ def test_summary() -> None:
 
 
 def test_losses_are_what_a_rival_does_faster() -> None:
-    (loss,) = losses(make_results())
-    assert loss == {"section": "decode", "label": "LSTM 64", "rival": "jax", "ratio": 0.5}
+    behind = {"section": "decode", "label": "LSTM 64", "rival": "jax", "ratio": 0.5}
+    rival = "onnxruntime_int8"
+    other = {"section": "int8", "label": "GRU 64", "rival": rival, "ratio": 0.8}
+    assert losses(make_results()) == [behind, other]
     assert losses(dict.fromkeys(SECTIONS)) == []
 
 

@@ -64,6 +64,16 @@ def test_losses_name_case_and_rival() -> None:
     assert losses_text([]) == ""
 
 
+def test_int8_is_held_against_float32_and_int8_elsewhere() -> None:
+    text = section_text("int8", make_results()["int8"])
+    assert [line for line in text.splitlines() if "int8 weights" in line] == [
+        "Decoding with int8 weights, one session, one thread, tokens a second",
+        "Decoding 64 sessions together with int8 weights, one thread, tokens a second",
+        "Scoring a batch with int8 weights (rivals: to logits only), tokens a second",
+    ]
+    assert "int8 GRU 64     0.80x  ONNX Runtime int8" in losses_text(losses(make_results()))
+
+
 def test_the_chart_is_well_formed(tmp_path: Path) -> None:
     path = tmp_path / "ratios.svg"
     chart.write(make_results(), path)

@@ -70,6 +70,27 @@ def test_a_child_that_failed_goes_on_with_the_next_case(start: Start) -> None:
     assert worker.run(0.001) > 0
 
 
+def test_a_child_answers_where_its_case_has_answers(start: Start) -> None:
+    worker = start("well")
+    with pytest.raises(WorkerError, match="well is not running"):
+        worker.answers()
+    worker.make(CASE, {"answers": True})
+    assert worker.answers() == {"tokens": [[1]]}
+    worker.make(CASE, {})
+    with pytest.raises(WorkerError, match="the case has no answers"):
+        worker.answers()
+
+
+def test_whoever_fails_the_check_leaves_the_race(start: Start) -> None:
+    def check(name: str, entrant: Entrant) -> None:
+        if name == "other":
+            raise WorkerError("other answers wrongly")
+
+    row = compare(entrant(start("well")), {"other": [entrant(start("well"))]}, SHORT, check)
+    assert row["ratios"] == {"other": None}
+    assert row["notes"] == ["other answers wrongly"]
+
+
 def test_a_child_that_cannot_be_started_is_reported(start: Start) -> None:
     worker = Worker("nobody", python("-c", "import sys; sys.exit('broken from the beginning')"))
     with pytest.raises(WorkerError, match="exit code 1: broken from the beginning"):
