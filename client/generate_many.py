@@ -126,17 +126,19 @@ class Items:
         texts = self._stack.enter_context(self._call(count, self.tries, options))
         self.tries += count
         for text in texts:
-            self._fix_version_and_seed(text)
+            self._fix_first(text)
             yield text
         self._stack.pop_all().close()
 
-    def _fix_version_and_seed(self, text: GeneratedText) -> None:
-        """Keeps later calls to the version and the seed of the first one."""
+    def _fix_first(self, text: GeneratedText) -> None:
+        """Keeps later calls to the version, the precision and the seed of the first one."""
         if self.seed is None and not self._options.get("best_of"):
             self.seed = text.result.seed
         if "job" not in self._options and not self._options.get("version"):
             self._options["model"] = without_alias(self._options["model"])
             self._options["version"] = text.result.version
+        if text.result.inference_precision:  # an older server does not say it
+            self._options.setdefault("inference_precision", text.result.inference_precision)
 
     def _accepts(self, text: GeneratedText) -> bool:
         """Returns whether a text counts: it is new, or has not come before, as requested."""

@@ -17,6 +17,9 @@ OnError: TypeAlias = Literal["stop", "skip"] | int
 JobWeights: TypeAlias = Literal["last", "best"] | int
 """A word, or the number of a `treadle.v1.JobWeights`."""
 
+InferencePrecision: TypeAlias = Literal["fp32", "int8"] | int
+"""A word, or the number of a `treadle.v1.InferencePrecision`."""
+
 
 class TrainOptions(TypedDict, total=False):
     """Everything of a TrainSpec but the model's name, in one flat list.
@@ -128,6 +131,7 @@ class GenerateOptions(TypedDict, total=False):
     unknown_policy: UnknownPolicy
     job: str
     job_weights: JobWeights
+    inference_precision: InferencePrecision
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -143,6 +147,7 @@ class ScoreOptions(TypedDict, total=False):
     unknown_policy: UnknownPolicy
     job: str
     job_weights: JobWeights
+    inference_precision: InferencePrecision
 
 
 class ScoreStreamOptions(TypedDict, total=False):
@@ -159,6 +164,7 @@ class ScoreStreamOptions(TypedDict, total=False):
     on_error: OnError
     job: str
     job_weights: JobWeights
+    inference_precision: InferencePrecision
 
 
 class LearnStreamOptions(TypedDict, total=False):
@@ -184,6 +190,7 @@ class EmbedOptions(TypedDict, total=False):
     unknown_policy: UnknownPolicy
     job: str
     job_weights: JobWeights
+    inference_precision: InferencePrecision
 
 
 def check_model_or_job(model: str, job: str) -> None:

@@ -55,6 +55,7 @@ def score_texts(
         if model:
             model = without_alias(model)
             options["version"] = response.version
+        _keep_precision(options, response)
         is_first = False
         yield from response.scores
 
@@ -83,7 +84,16 @@ def embed_texts(
         if model:
             model = without_alias(model)
             options["version"] = response.version
+        _keep_precision(options, response)
         yield from response.embeddings
+
+
+def _keep_precision(
+    options: ScoreOptions | EmbedOptions, response: ScoreResponse | EmbedResponse
+) -> None:
+    """Keeps later calls to the precision of the first one, on whatever server they are."""
+    if response.inference_precision:  # an older server does not say it
+        options.setdefault("inference_precision", response.inference_precision)
 
 
 def in_batches(texts: str | Iterable[str], max_texts: int) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from treadle.model import temporary_kernels
+from treadle.model import InferencePrecision, temporary_kernels
 from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
 from treadle.server.access.callers.authenticator import CallersAuthenticator
@@ -154,7 +154,8 @@ class App:
         self._admission = _admission(config, self._warmup, quotas)
         control_admission = _control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
-        resolver = ModelResolver(models, self._jobs.registry.row)
+        precision = InferencePrecision(config.inference_precision)
+        resolver = ModelResolver(models, self._jobs.registry.row, precision)
         self._scheduler = Scheduler(config.threads)
         pending_streams = PendingStreams(
             config.stream_limit + config.learning_limit, config.first_message_s

@@ -40,6 +40,7 @@ _AT_ADDRESS = object()
 _METAVARS = {"int": "N", "float": "SECONDS", "str": "TEXT", "Path": "DIRECTORY"}
 _OWN_METAVARS = {
     "address": "ADDRESS",
+    "inference_precision": "PRECISION",
     "memory_budget": "BYTES",
     "health_address": "ADDRESS",
     "http_address": "ADDRESS",

@@ -190,6 +190,9 @@ class ServerConfig:
     standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
     """Training processes that are kept ready, so that a short job need not wait for Python to
     start."""
+    inference_precision: str = "fp32"
+    """The numbers that models compute with when they generate, score or embed, where a request
+    neither says so nor continues from a state: fp32, or int8, which is faster and less exact."""
     inference_limit: int = field(default=512, metadata=_range(1, _COUNT))
     """Calls that may generate, score or embed at once, including those that wait; more are
     refused."""
@@ -369,6 +372,9 @@ class ServerConfig:
             )
         if "\0" in str(self.data_dir):
             raise SettingError("data_dir", "has a NUL in its name")
+        if self.inference_precision not in ("fp32", "int8"):
+            fault = f"must be fp32 or int8, not {self.inference_precision!r}"
+            raise SettingError("inference_precision", fault)
         if self.log_level not in ("debug", "info", "warning", "error"):
             levels = "debug, info, warning or error"
             raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")

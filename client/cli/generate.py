@@ -157,9 +157,16 @@ def _summary(result: GenerateResult) -> list[str]:
     weights = f"step {result.job_step:,}" if result.job_step else f"version {result.version}"
     lines = [
         f"{result.new_tokens} tokens, {number_text(result.total_log_probability)} nats, "
-        f"ended by {reason}; seed {result.seed}, {weights}"
+        f"ended by {reason}; seed {result.seed}, {weights}{_precision(result)}"
     ]
     if result.HasField("novelty"):
         new = "new" if result.novelty.is_new else "not new"
         lines.append(f"{new}; longest overlap {result.novelty.longest_overlap} characters")
     return lines
+
+
+def _precision(result: GenerateResult) -> str:
+    """Returns what is said of the precision of a generation, where it is not float32."""
+    from treadle.v1.sequence_pb2 import INFERENCE_PRECISION_INT8
+
+    return ", int8" if result.inference_precision == INFERENCE_PRECISION_INT8 else ""

@@ -64,6 +64,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
         ("compiled for", info.cpu_target),
         ("threads", str(info.threads)),
         *_load(info),
+        *_precision(info),
         ("new tokens", f"up to {info.max_new_tokens_limit:,}"),
         ("corpus", f"up to {size_text(info.max_corpus_bytes)}"),
         ("message", f"up to {size_text(info.max_message_bytes)}"),
@@ -103,6 +104,13 @@ def _load(info: GetServerInfoResponse) -> list[tuple[str, str]]:
         ("memory", used if info.memory_budget_bytes else "unknown"),
         ("models loaded", f"{info.models_loaded}, {size_text(info.models_loaded_bytes)}"),
     ]
+
+
+def _precision(info: GetServerInfoResponse) -> list[tuple[str, str]]:
+    """Returns the precision of generating and scoring; an older server does not say it."""
+    from treadle.client.messages.enums import field_word
+
+    return [("precision", field_word(info, "inference_precision"))] * bool(info.inference_precision)
 
 
 def _starting(info: GetServerInfoResponse) -> list[tuple[str, str]]:

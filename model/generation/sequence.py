@@ -223,7 +223,7 @@ class Sequence:
             self._ids += self._stretch.ids
         begun = self._stretch.begun
         if self._output.state:
-            begun = chunk.state_of(row)
+            begun = replace(chunk.state_of(row), precision=self._network.precision)
             self._new.update(self._stretch.ids)
         self._stretch = _Stretch(replace(begun, held=self._stream.held), self._rule, [])
 

@@ -4,12 +4,12 @@ A recurrent network remembers a text of any length in a few kilobytes of constan
 they belong to the caller, who may store them, copy them, or pass them to another process with the
 same model.
 
-Format, little-endian: `TRS`, a byte of the version (1, or 2 with counts), 16 bytes of the model's
-content hash, a byte that is 1 if there is a seed, the seed and its draws so far (8 bytes each), the
-last token, which is not read yet (4 bytes, -1 for none), the bytes that the text stream holds back
-(a byte of length and 7 bytes), hs and of LSTMs cs in float32, with version 2 the counts, and 16
-bytes of SHA-256, which detect damage, or with a key of HMAC-SHA256 (RFC 2104), which detect forgery
-as well.
+Format, little-endian: `TRS`, a byte of the version (1, or 2 with counts; of a network with int8
+weights 3, or 4 with counts), 16 bytes of the model's content hash, a byte that is 1 if there is a
+seed, the seed and its draws so far (8 bytes each), the last token, which is not read yet (4 bytes,
+-1 for none), the bytes that the text stream holds back (a byte of length and 7 bytes), hs and of
+LSTMs cs in float32, the counts, and 16 bytes of SHA-256, which detect damage, or with a key of
+HMAC-SHA256 (RFC 2104), which detect forgery as well.
 
 The penalties use the counts: how often each token was drawn, and how often prompts contained it.
 Only tokens that occurred are written, as three numbers each, in LEB128 (7 bits a byte, the lowest
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from treadle.model.enums import Cell
+from treadle.model.enums import Cell, InferencePrecision
 from treadle.model.errors import ForeignStateError, StateError
 
 if TYPE_CHECKING:
@@ -39,8 +39,15 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-_MAGIC = b"TRS\x01"
-_MAGIC_COUNTS = b"TRS\x02"
+_MAGICS = {
+    (InferencePrecision.FP32, False): b"TRS\x01",
+    (InferencePrecision.FP32, True): b"TRS\x02",
+    (InferencePrecision.INT8, False): b"TRS\x03",
+    (InferencePrecision.INT8, True): b"TRS\x04",
+}
+"""The first bytes of a state, by its precision and by whether it has counts."""
+
+_MEANINGS = {magic: meaning for meaning, magic in _MAGICS.items()}
 _HASH_BYTES = 16
 _TAG_BYTES = 16
 _HELD_BYTES = 7
@@ -71,6 +78,8 @@ class SessionState:
     counts: Ints | None = field(default=None, repr=False, compare=False)
     """(2, V), how often each token was drawn, and how often prompts contained it; None without
     penalties."""
+    precision: InferencePrecision = InferencePrecision.FP32
+    """The precision of the network that made it. Another one moves it by continuing from it."""
 
     @classmethod
     def fresh(cls, shape: Shape, token: int = -1) -> SessionState:
@@ -104,7 +113,7 @@ class SessionState:
         """
         held = self.held.ljust(_HELD_BYTES, b"\0")
         head = _HEAD.pack(
-            _MAGIC if self.counts is None else _MAGIC_COUNTS,
+            _MAGICS[self.precision, self.counts is not None],
             content_hash[:_HASH_BYTES],
             self.seed is not None,
             self.seed or 0,
@@ -146,8 +155,9 @@ class SessionState:
             raise StateError(f"state is damaged{made}: begin without one")
         head = _HEAD.unpack(body[: _HEAD.size])
         magic, made_by, draws, seed, position, token, held, padded = head
-        if magic not in (_MAGIC, _MAGIC_COUNTS):
+        if magic not in _MEANINGS:
             raise StateError("state is of another version of Treadle: begin without one")
+        precision, has_counts = _MEANINGS[magic]
         if made_by != content_hash[:_HASH_BYTES]:
             raise ForeignStateError(
                 "the state was made by a model with other weights: name the model and version that "
@@ -156,7 +166,7 @@ class SessionState:
         count = 2 if shape.cell is Cell.LSTM else 1
         size = (shape.L, shape.H)
         end = _HEAD.size + 4 * count * shape.L * shape.H
-        whole = len(body) == end if magic == _MAGIC else len(body) > end
+        whole = len(body) > end if has_counts else len(body) == end
         clean = held <= _HELD_BYTES and not any(padded[held:])
         if not whole or not clean or not -1 <= token < shape.V:
             raise StateError("state does not fit the model: begin without one")
@@ -165,9 +175,9 @@ class SessionState:
             raise StateError("state contains a number that is not finite: begin without one")
         arrays = numbers.reshape(count, *size)
         cs = arrays[1] if count == 2 else np.zeros(size, np.float32)
-        counts = None if magic == _MAGIC else _unpack_counts(body[end:], shape.V)
+        counts = _unpack_counts(body[end:], shape.V) if has_counts else None
         drawn = seed if draws else None
-        return cls(arrays[0], cs, token, drawn, position, padded[:held], counts)
+        return cls(arrays[0], cs, token, drawn, position, padded[:held], counts, precision)
 
 
 def _pack_counts(counts: Ints) -> bytes:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -140,10 +141,11 @@ class TrainedNetwork:
         then read as it is.
 
         Args:
-            state: The state after earlier text; None: a new item or text begins.
+            state: The state after earlier text, of any precision, which moves to that of this
+                network; None: a new item or text begins.
         """
         begin = -1 if self.tokenizer.begin is None else self.tokenizer.begin
-        return state or SessionState.fresh(self.shape, begin)
+        return replace(state or SessionState.fresh(self.shape, begin), precision=self.precision)
 
     def state_bytes(self, state: SessionState, key: bytes = b"") -> bytes:
         """Returns a state as bytes; see `SessionState.to_bytes`.

@@ -512,4 +512,5 @@ def _key(model: Model, constraint: Constraint | None) -> tuple[int, int]:
     """Returns what sequences that could decode together have in common."""
     # A batch combines the automata of its sequences; a large one gets a batch of its own.
     large = constraint is not None and constraint.table.size > _LARGE_TABLE
-    return id(model), id(constraint) if large else 0
+    # A model in another precision has other weights.
+    return id(model.trained), id(constraint) if large else 0

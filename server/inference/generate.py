@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import Novelty
 from treadle.model.generation.output import GenerateResult, OutputOptions, Piece
 from treadle.model.generation.sequence import Sequence
+from treadle.model.network.session_state import SessionState
 from treadle.server.access.caller import current_caller
 from treadle.server.access.state_sealer import StateSealer
 from treadle.server.errors import StatusError, from_model, precondition
@@ -36,6 +37,7 @@ from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.messages import generate_request, responses
 from treadle.server.messages.generate_request import prompt_of, with_tokens
+from treadle.server.messages.inference_precision import precision_number
 from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.telemetry.generation_metrics import GenerationMetrics
@@ -112,7 +114,7 @@ class GenerateHandler:
             call = _Call(
                 request,
                 sampling,
-                await self._resolve(request, deadline),
+                await _loaded(self._resolver.resolve(request), deadline),
                 SessionStates(self._sealer, caller),
                 CallTask(self._scheduler, caller),
                 deadline,
@@ -121,6 +123,7 @@ class GenerateHandler:
             )
             queue = PieceQueue(unread_bytes(texts))
             try:
+                await call.choose_precision(self._resolver)
                 await call.prepare(self._constraints)
                 async for reply in call.read_prompt():
                     yield reply
@@ -154,16 +157,17 @@ class GenerateHandler:
                 call.held.release()
                 counts.end()
 
-    async def _resolve(self, request: pb.GenerateRequest, deadline: Deadline) -> ResolvedModel:
-        """Returns the model; the time of the call may end while it is loaded."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(deadline.left_s):
-                return await self._resolver.resolve(request)
-        text = (
-            "max_time_s, or the time that the server gives to a call, ended while the model was "
-            "loaded; the next call finds it loaded"
-        )
-        raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+
+async def _loaded(loading: Awaitable[ResolvedModel], deadline: Deadline) -> ResolvedModel:
+    """Returns the model; the time of the call may end while it is loaded."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(deadline.left_s):
+            return await loading
+    text = (
+        "max_time_s, or the time that the server gives to a call, ended while the model was "
+        "loaded; the next call finds it loaded"
+    )
+    raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
 
 
 class _Call:
@@ -185,6 +189,7 @@ class _Call:
         self._resolved = resolved
         self.model = resolved.model
         """The model that generates."""
+        self._state: SessionState | None = None
         self._states = states
         self._task = task
         self._deadline = deadline
@@ -223,11 +228,26 @@ class _Call:
         is_scored = self._request.echo and self._output.tokens
         return self.prompt_tokens if is_scored else 0
 
-    async def prepare(self, constraints: ConstraintBuilder) -> None:
-        """Reads the state, resolves the settings, and checks that they fit the model.
+    async def choose_precision(self, resolver: ModelResolver) -> None:
+        """Reads the state, and takes the model in the precision that request and state ask for.
 
         Raises:
-            StatusError: A state or a token cannot be used.
+            StatusError: The state cannot be used, or the model does not fit into memory.
+        """
+        request = self._request
+        if request.state:
+            self._state = await self._task.run(
+                lambda turn_s: self._states.read(self.model, request.state, "state")
+            )
+        finding = resolver.at_precision(self._resolved, request, self._state)
+        self._resolved = await _loaded(finding, self._deadline)
+        self.model = self._resolved.model
+
+    async def prepare(self, constraints: ConstraintBuilder) -> None:
+        """Resolves the settings, and checks that they fit the model.
+
+        Raises:
+            StatusError: A token cannot be used.
             ModelError: A setting cannot be used.
         """
         if self._request.regex:
@@ -247,14 +267,12 @@ class _Call:
             raise precondition(
                 "the model has no novelty index: train it with novelty_index, or leave novelty out"
             )
-        state = self._states.read(model, request.state, "state")
-        yield
         sampling = yield from with_tokens(self._sampling, request, model.tokenizer)
         self._prompt = PreparedPrompt(
             model.trained,
             prompt_of(request, model.tokenizer),
             sampling,
-            state,
+            self._state,
             self._constraint,
             self._deadline,
         )
@@ -388,7 +406,8 @@ class _Call:
             yield reply
 
     def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
-        """Adds state and novelty to the end of a text."""
+        """Adds precision, state and novelty to the end of a text."""
+        reply.inference_precision = precision_number(self.model.trained.precision)
         if result.state is not None:
             reply.state = self._states.write(self.model, result.state)
         if self._request.novelty:

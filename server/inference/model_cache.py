@@ -6,12 +6,12 @@ import asyncio
 import threading
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from treadle.model import Model
+from treadle.model import InferencePrecision, Model
 from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.failures import is_full, is_out_of_files
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 _HITS = metrics.MODEL_CACHE_REQUESTS.labels("hit")
 _MISSES = metrics.MODEL_CACHE_REQUESTS.labels("miss")
 
-_MEMORY_PER_FILE = 3.25
-"""Memory of a model in sizes of its file: parameters, a table, and weights packed in float32 and
-in int8."""
+_MEMORY_PER_FILE = 3
+"""Memory of a model in sizes of its file: parameters, packed weights and a table."""
+
+_PARAMETERS_PER_INT8 = 2
+"""Bytes of parameters for a byte of their int8 form, at least: a quarter, and a scale and a
+correction for each output."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class ModelCache:
         # Includes models that were dropped and are still in use: no model is in memory twice.
         self._alive: WeakValueDictionary[StoredModel | JobWeights, Model] = WeakValueDictionary()
         self._lock = threading.RLock()
+        self._int8_bytes: WeakKeyDictionary[Model, int] = WeakKeyDictionary()
+        self._packing: dict[Model, asyncio.Task[None]] = {}
         budget.on_shortage(self._spare)
 
     async def get(self, name: str, version: int = 0) -> ResolvedModel:
@@ -119,6 +124,48 @@ class ModelCache:
                 del self._models[old]
         record = model.training
         return ResolvedModel(model, job_step=0 if record is None else record.weights_step)
+
+    async def at_precision(
+        self, found: ResolvedModel, precision: InferencePrecision
+    ) -> ResolvedModel:
+        """Returns a loaded model in a precision; its int8 form is made at first use, and kept.
+
+        Args:
+            found: The model, as `get` or `get_job` returned it.
+            precision: The numbers that it is to compute with.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: its int8 form does not fit into memory.
+        """
+        model = found.model
+        if precision is InferencePrecision.FP32:
+            return found
+        if model not in self._int8_bytes:
+            if model not in self._packing:
+                packing = asyncio.create_task(self._pack_int8(model))
+                packing.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._packing[model] = packing
+            # Shielded: others may wait for the same form when this caller goes away.
+            await asyncio.shield(self._packing[model])
+        return replace(found, model=model.at(precision))
+
+    async def _pack_int8(self, model: Model) -> None:
+        """Makes the int8 form of a model; its memory counts for as long as the model exists."""
+        try:
+            size = model.parameters.flat.nbytes // _PARAMETERS_PER_INT8
+            held = self._budget.reserve(size, "int8 weights")
+            try:
+                view = model.at(InferencePrecision.INT8)
+                await thread_pools.MODELS.run(lambda: view.weights)
+            except BaseException:
+                held.release()
+                raise
+            weakref.finalize(model, held.release).atexit = False
+            with self._lock:
+                self._int8_bytes[model] = size
+                self._evict()
+        finally:
+            del self._packing[model]
 
     def forget(self, name: str, versions: list[int]) -> None:
         """Drops versions that were deleted."""
@@ -159,7 +206,7 @@ class ModelCache:
 
     async def _read(self, stored: StoredModel | JobWeights) -> Model:
         """Reads a model, whose memory counts in the budget for as long as it exists."""
-        held = self._budget.reserve(int(_MEMORY_PER_FILE * stored.size_bytes), _called(stored))
+        held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
             with metrics.MODEL_LOAD_SECONDS.time(), tracing.within("load model"):
                 model = await thread_pools.MODELS.run(Model.load, stored.path)
@@ -191,6 +238,10 @@ class ModelCache:
         """Keeps a model as the newest, and drops others that do not fit any more."""
         self._models[stored] = model
         self._models.move_to_end(stored)
+        self._evict()
+
+    def _evict(self) -> None:
+        """Drops the models that were not used for longest while all together are too large."""
         while len(self._models) > 1 and self.size_bytes > self._max_bytes:
             self._models.popitem(last=False)
             metrics.MODEL_CACHE_EVICTIONS.inc()
@@ -218,7 +269,9 @@ class ModelCache:
     def size_bytes(self) -> int:
         """About the memory of all loaded models."""
         with self._lock:
-            return int(_MEMORY_PER_FILE * sum(stored.size_bytes for stored in self._models))
+            files = sum(stored.size_bytes for stored in self._models)
+            int8 = sum(self._int8_bytes.get(model, 0) for model in self._models.values())
+            return _MEMORY_PER_FILE * files + int8
 
 
 def _called(stored: StoredModel | JobWeights) -> str:

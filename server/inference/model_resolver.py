@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from treadle.model.enums import InferencePrecision
+from treadle.model.network.session_state import SessionState
 from treadle.server.access.model_rights import check_read
 from treadle.server.inference.model_cache import ModelCache, ResolvedModel
+from treadle.server.messages.inference_precision import asked_precision
 from treadle.server.messages.requests import SourceRequest
 from treadle.v1 import sequence_pb2 as pb
 
@@ -19,11 +22,18 @@ class ModelResolver:
     Args:
         models: Gives the models.
         check_job: Raises NOT_FOUND where the current caller has no job with an id.
+        precision: The precision where a request neither sets one nor continues from a state.
     """
 
-    def __init__(self, models: ModelCache, check_job: Callable[[str], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        models: ModelCache,
+        check_job: Callable[[str], Awaitable[object]],
+        precision: InferencePrecision = InferencePrecision.FP32,
+    ) -> None:
         self._models = models
         self._check_job = check_job
+        self._precision = precision
 
     async def resolve(self, request: SourceRequest) -> ResolvedModel:
         """Returns the model that a request names, or the weights of a job.
@@ -36,6 +46,25 @@ class ModelResolver:
         await self._check_job(request.job)
         best = request.job_weights == pb.JOB_WEIGHTS_BEST
         return await self._models.get_job(request.job, best)
+
+    async def at_precision(
+        self, found: ResolvedModel, request: SourceRequest, state: SessionState | None = None
+    ) -> ResolvedModel:
+        """Returns a model in the precision in which a request computes.
+
+        Args:
+            found: The model, as `resolve` returned it.
+            request: The request.
+            state: The state from which it continues, which keeps its precision unless the request
+                sets another one; None: it continues from none.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED: the model does not fit into memory in this precision.
+        """
+        precision = asked_precision(request)
+        if precision is None:
+            precision = self._precision if state is None else state.precision
+        return await self._models.at_precision(found, precision)
 
     async def stored(self, name: str, version: int) -> ResolvedModel:
         """Returns a stored model.

@@ -13,6 +13,7 @@ from treadle.model import Model
 from treadle.model.enums import UnknownPolicy
 from treadle.model.errors import ModelError
 from treadle.model.network.memory_estimate import scorer_bytes
+from treadle.model.network.session_state import SessionState
 from treadle.model.scoring.embedder import Embedder
 from treadle.model.scoring.scores import TextScore
 from treadle.model.scoring.text_scorer import TextScorer
@@ -35,6 +36,7 @@ from treadle.server.inference.score_stream import ScoreStream
 from treadle.server.inference.stream_units import StreamPiece
 from treadle.server.messages import responses, score_request
 from treadle.server.messages.generate_request import token_ids
+from treadle.server.messages.inference_precision import precision_number
 from treadle.server.messages.reply_size import TAG_BYTES, ReplyGrowth, check_reply_size
 from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.session_states import SessionStates
@@ -101,8 +103,16 @@ class ScoreHandler:
     async def _score(
         self, request: pb.ScoreRequest, asked: Scoring, spent: TokenCount
     ) -> pb.ScoreResponse:
-        source = await self._resolver.resolve(request)
-        reply = pb.ScoreResponse(version=source.version, job_step=source.job_step)
+        task = self._task()
+        states = self._states()
+        found = await self._resolver.resolve(request)
+        state = await _read_state(task, states, found.model, request.state, "state")
+        source = await self._resolver.at_precision(found, request, state)
+        reply = pb.ScoreResponse(
+            version=source.version,
+            job_step=source.job_step,
+            inference_precision=precision_number(source.model.trained.precision),
+        )
         size = score_bytes(request, source.model.parameters.shape)
         with (
             self._budget.reserve(size, "scorings"),
@@ -111,8 +121,7 @@ class ScoreHandler:
             field, remedy = _reply_fault(request)
             growth = ReplyGrowth(held_reply, self._max_message_bytes, field, remedy)
             growth.add(reply.ByteSize())
-            call = _ScoreCall(source.model, request, asked, reply, growth, self._states())
-            task = self._task()
+            call = _ScoreCall(source.model, request, asked, reply, growth, states, state)
             try:
                 await task.run_steps(call.steps())
             finally:  # a call that fails has used tokens as well
@@ -144,17 +153,22 @@ class ScoreHandler:
                     self._budget.reserve(0, "replies to streams") as held_reply,
                 ):
                     task = self._task()
+                    states = self._states()
                     async with work_within(self._max_call_s, _SHORTER_CONTEXT):
-                        source = await self._resolver.resolve(spec)
-                        shape = source.model.parameters.shape
+                        found = await self._resolver.resolve(spec)
+                        shape = found.model.parameters.shape
                         held.resize(stream_bytes(spec, shape))
+                        state = await _read_state(
+                            task, states, found.model, spec.state, "spec.state"
+                        )
                         stream = ScoreStream(
-                            source,
+                            await self._resolver.at_precision(found, spec, state),
                             spec,
                             asked,
                             self._max_message_bytes,
-                            self._states(),
+                            states,
                             held_reply,
+                            state,
                         )
                         del spec  # with its context
                         await task.run_steps(stream.begin())
@@ -199,8 +213,13 @@ class ScoreHandler:
         use = self._admission.quotas.current()
         with use.spend_tokens(estimate) as spent, self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
-                source = await self._resolver.resolve(request)
-                reply = pb.EmbedResponse(version=source.version, job_step=source.job_step)
+                found = await self._resolver.resolve(request)
+                source = await self._resolver.at_precision(found, request)
+                reply = pb.EmbedResponse(
+                    version=source.version,
+                    job_step=source.job_step,
+                    inference_precision=precision_number(source.model.trained.precision),
+                )
                 shape = source.model.parameters.shape
                 vectors = vector_bytes(request, shape)
                 # Before any vector is made.
@@ -224,6 +243,15 @@ class ScoreHandler:
     def _states(self) -> SessionStates:
         """Returns what reads and writes the states of the current caller."""
         return SessionStates(self._sealer, current_caller().name)
+
+
+async def _read_state(
+    task: CallTask, states: SessionStates, model: Model, data: bytes, field: str
+) -> SessionState | None:
+    """Returns the state that a request carries, which is read in a turn; None without one."""
+    if not data:
+        return None
+    return await task.run(lambda turn_s: states.read(model, data, field))
 
 
 _FEWER = "send fewer or shorter texts"
@@ -300,6 +328,7 @@ class _ScoreCall:
         reply: pb.ScoreResponse,
         growth: ReplyGrowth,
         states: SessionStates,
+        state: SessionState | None = None,
     ) -> None:
         self._reply = reply
         self._model = model
@@ -307,20 +336,19 @@ class _ScoreCall:
         self._asked = asked
         self._growth = growth
         self._states = states
+        self._state = state
 
     def steps(self) -> Iterator[None]:
         """Scores all texts, in short steps.
 
         Raises:
-            StatusError: The state, the context or a text cannot be used, or the reply gets too
-                large.
+            StatusError: The context or a text cannot be used, or the reply gets too large.
         """
         asked = self._asked
         request = self._request
-        state = self._states.read(self._model, request.state, "state")
         field = "context"
         try:
-            scorer = TextScorer(self._model.trained, asked.policy, asked.details, state)
+            scorer = TextScorer(self._model.trained, asked.policy, asked.details, self._state)
             yield from scorer.read_context(request.context)  # once: it may be long, and texts many
             for index, text in enumerate(request.texts):
                 field = f"texts[{index}]"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from treadle.model.errors import ModelError
+from treadle.model.network.session_state import SessionState
 from treadle.model.scoring.stream_scorer import StreamMark, StreamScorer
 from treadle.server.errors import from_model
 from treadle.server.inference.model_cache import ResolvedModel
 from treadle.server.inference.stream_units import StreamPiece, StreamUnits, stream_error
 from treadle.server.messages import responses
+from treadle.server.messages.inference_precision import precision_number
 from treadle.server.messages.reply_size import ReplyGrowth, write_piece
 from treadle.server.messages.score_request import Scoring
 from treadle.server.messages.session_states import SessionStates
@@ -27,8 +29,9 @@ class ScoreStream:
         spec: The settings of the request.
         scoring: The same, checked.
         max_message_bytes: The largest reply.
-        states: Reads and writes the caller's states.
+        states: Writes the caller's state.
         held: Holds the memory of the current reply.
+        state: The state from which the stream continues; None: it begins a text or item.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class ScoreStream:
         max_message_bytes: int,
         states: SessionStates,
         held: Reservation,
+        state: SessionState | None = None,
     ) -> None:
         self._resolved = resolved
         self._spec: pb.ScoreStreamSpec | None = spec
@@ -46,6 +50,7 @@ class ScoreStream:
         self._scoring = scoring
         self._max_message_bytes = max_message_bytes
         self._states = states
+        self._state = state
         self._held = held
         self._scorer: StreamScorer | None = None
         self._units = StreamUnits(spec.on_error)
@@ -54,24 +59,22 @@ class ScoreStream:
         """The reply to the last piece; after `finish` the result."""
 
     def begin(self) -> Iterator[None]:
-        """Reads the state and the context.
+        """Reads the context.
 
         Raises:
-            StatusError: The model cannot continue from the state, or cannot read the context.
+            StatusError: The model cannot read the context.
         """
         model = self._resolved.model
         asked = self._scoring
         spec = self._spec
         assert spec is not None
         self._spec = None  # a long context is not needed any more once it is read
-        begun = model.beginning(self._states.read(model, spec.state, "spec.state"))
-        yield
         try:
             self._scorer = StreamScorer(
                 model.trained,
                 asked.details,
                 asked.policy,
-                begun,
+                model.beginning(self._state),
                 spec.context,
                 keep_tokens=asked.tokens,
             )
@@ -149,6 +152,7 @@ class ScoreStream:
             version=self._resolved.version,
             job_step=self._resolved.job_step,
             error=dropped,
+            inference_precision=precision_number(self._resolved.model.trained.precision),
         )
         if self._returns_state:
             result.state = self._states.write(self._resolved.model, scorer.state)

@@ -17,6 +17,7 @@ from treadle.model.training_memory import check_memory
 from treadle.server.errors import Violation, invalid
 from treadle.server.messages.enums import word_of
 from treadle.server.messages.fields import to_json
+from treadle.server.messages.inference_precision import precision_violations
 from treadle.server.names import (
     check_name,
     name_violations,
@@ -115,15 +116,17 @@ def _take_over(values: dict[str, Any], base: BaseModelInfo) -> list[Violation]:
 
 
 SourceRequest = pb.GenerateRequest | pb.ScoreRequest | pb.ScoreStreamSpec | pb.EmbedRequest
-"""A request that names a model and version, or a job."""
+"""A request that names a model and version, or a job, and may say how precisely to compute."""
 
 
 def source_violations(request: SourceRequest) -> list[Violation]:
-    """Returns the violations of the fields that name weights: a model, or a job."""
+    """Returns the violations of the fields that say what computes: weights, and a precision."""
+    violations = precision_violations(request)
     if not request.job:
-        return reference_violations(request.model)
+        return reference_violations(request.model) + violations
     text = "job is set: leave model and version unset"
-    return [("model", text)] if request.model or request.version else []
+    named = [("model", text)] if request.model or request.version else []
+    return named + violations
 
 
 def on_error_violations(spec: pb.ScoreStreamSpec | pb.LearnStreamSpec) -> list[Violation]:

@@ -230,7 +230,7 @@ def generated(
 ) -> Iterator[pb.GenerateResponse | None]:
     """Yields the replies for consecutive pieces of a text, in short steps.
 
-    If the last piece has the text's result, the last reply has it too, without the state.
+    If the last piece has the text's result, the last reply has it too, without state and precision.
 
     Args:
         pieces: The pieces.

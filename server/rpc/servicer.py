@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from treadle.model import compiled_for
+from treadle.model import InferencePrecision, compiled_for
 from treadle.server.access.audit.audited_call import audit_note
 from treadle.server.access.caller import ANONYMOUS, Caller, current_caller
 from treadle.server.access.model_rights import check_read, check_write
 from treadle.server.jobs.job import outlast
 from treadle.server.messages import page_tokens, requests, responses
 from treadle.server.messages.caller_info import caller_info
+from treadle.server.messages.inference_precision import precision_number
 from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.release import RELEASE
@@ -360,6 +361,9 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             kernels_total=kernels_total,
             memory_budget_bytes=self._budget.limit,
             memory_used_bytes=self._budget.used,
+            inference_precision=precision_number(
+                InferencePrecision(self._config.inference_precision)
+            ),
         )
         if not caller.is_admin:
             for field in _USE_OF_ALL:

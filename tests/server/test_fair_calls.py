@@ -36,6 +36,9 @@ class Resolver:
     async def stored(self, model: str, version: int) -> ResolvedModel:
         return ResolvedModel(MODEL, version=1)
 
+    async def at_precision(self, found: ResolvedModel, *_: object) -> ResolvedModel:
+        return found
+
 
 @dataclass
 class Handlers:

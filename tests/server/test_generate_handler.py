@@ -48,6 +48,9 @@ class ModelResolver:
         await asyncio.sleep(0)
         return ResolvedModel(self.model, version=3)
 
+    async def at_precision(self, found: ResolvedModel, *_: object) -> ResolvedModel:
+        return found
+
 
 @pytest.fixture
 def budget() -> MemoryBudget:

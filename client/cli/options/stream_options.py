@@ -25,8 +25,13 @@ SCORING = {
     "context": "--context",
     "state": "--state",
     "return_state": "--save-state",
+    "inference_precision": "--inference-precision",
 }
 """Options that exclude --learn, and their flags."""
+
+BEGINS = "which always begins with a stored model"
+LEARNS_IN = {"inference_precision": "which computes in float32"}
+"""Why options exclude --learn: most of them for the first reason."""
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
@@ -106,11 +111,10 @@ def check(args: argparse.Namespace) -> None:
     given = {name for name, value in vars(args).items() if value is not None and value is not False}
     for name, flag in (SCORING if args.learn else LEARNING).items():
         if name in given:
-            raise InputError(
-                f"{flag} does not go with --learn, which always begins with a stored model"
-                if args.learn
-                else f"{flag} needs --learn: give that as well"
-            )
+            if args.learn:
+                reason = LEARNS_IN.get(name, BEGINS)
+                raise InputError(f"{flag} does not go with --learn, {reason}")
+            raise InputError(f"{flag} needs --learn: give that as well")
     for name in ("publish_as", "alias"):
         if getattr(args, name) == "":
             raise InputError(f"--{name.replace('_', '-')} is empty: give a name, or leave it out")

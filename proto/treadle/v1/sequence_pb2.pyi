@@ -558,6 +558,44 @@ exact. Requires a processor with AVX512_BF16; other servers refuse it.
 """
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
+class _InferencePrecision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InferencePrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InferencePrecision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INFERENCE_PRECISION_UNSPECIFIED: _InferencePrecision.ValueType  # 0
+    """Not set: that of the state from which the request continues; without a
+    state, that of the server (GetServerInfoResponse.inference_precision).
+    """
+    INFERENCE_PRECISION_FP32: _InferencePrecision.ValueType  # 1
+    """float32 (IEEE 754 binary32)."""
+    INFERENCE_PRECISION_INT8: _InferencePrecision.ValueType  # 2
+    """Matrix products of 8-bit integers: weights are rounded to 255 steps for
+    each output, and activations to steps of 1/127. Sums are exact, and gates,
+    states and probabilities are float32. It is faster and less exact. The same
+    request gives the same bits on every processor.
+    """
+
+class InferencePrecision(_InferencePrecision, metaclass=_InferencePrecisionEnumTypeWrapper):
+    """The number format in which a model computes when it generates, scores or
+    embeds. Learning and training do not use it.
+    """
+
+INFERENCE_PRECISION_UNSPECIFIED: InferencePrecision.ValueType  # 0
+"""Not set: that of the state from which the request continues; without a
+state, that of the server (GetServerInfoResponse.inference_precision).
+"""
+INFERENCE_PRECISION_FP32: InferencePrecision.ValueType  # 1
+"""float32 (IEEE 754 binary32)."""
+INFERENCE_PRECISION_INT8: InferencePrecision.ValueType  # 2
+"""Matrix products of 8-bit integers: weights are rounded to 255 steps for
+each output, and activations to steps of 1/127. Sums are exact, and gates,
+states and probabilities are float32. It is faster and less exact. The same
+request gives the same bits on every processor.
+"""
+Global___InferencePrecision: _TypeAlias = InferencePrecision  # noqa: Y015
+
 class _StopReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -2427,6 +2465,7 @@ class GenerateRequest(_message.Message):
     RETURN_STATE_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2559,6 +2598,11 @@ class GenerateRequest(_message.Message):
     """Report how much of each text is new; see Novelty. Requires a model with a
     novelty index. Default: false.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which to compute. A state continues in the precision
+    that made it unless this is set, which moves it. Default: that of `state`;
+    without a state, that of the server.
+    """
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The text ends where one of these appears, which is not part of the
@@ -2628,10 +2672,11 @@ class GenerateRequest(_message.Message):
         return_state: _builtins.bool = ...,
         novelty: _builtins.bool = ...,
         prompt_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
@@ -2792,6 +2837,7 @@ class GenerateResult(_message.Message):
     REGEX_COMPLETE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     stop_reason: Global___StopReason.ValueType
     """The reason why the text ended."""
     stop_sequence: _builtins.str
@@ -2821,9 +2867,12 @@ class GenerateResult(_message.Message):
     token and before the first token that contains a part of the stop sequence.
     It takes a few kilobytes for any length of text, and with a penalty another
     3 to 5 bytes for each different token so far. It belongs to this model's
-    weights, on whatever server they are. A server with a state key encrypts it
+    weights, on whatever server they are, and remembers the precision that made
+    it. A server with a state key encrypts it
     and binds it to the caller; it can then be used where the same key is.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed."""
     @_builtins.property
     def novelty(self) -> Global___Novelty:
         """How much of the text is new, if it was requested."""
@@ -2842,10 +2891,11 @@ class GenerateResult(_message.Message):
         regex_complete: _builtins.bool | None = ...,
         state: _builtins.bytes = ...,
         novelty: Global___Novelty | None = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete", "novelty", b"novelty", "regex_complete", b"regex_complete"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete", "job_step", b"job_step", "new_tokens", b"new_tokens", "novelty", b"novelty", "prompt_tokens", b"prompt_tokens", "regex_complete", b"regex_complete", "seed", b"seed", "state", b"state", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete", "inference_precision", b"inference_precision", "job_step", b"job_step", "new_tokens", b"new_tokens", "novelty", b"novelty", "prompt_tokens", b"prompt_tokens", "regex_complete", b"regex_complete", "seed", b"seed", "state", b"state", "stop_reason", b"stop_reason", "stop_sequence", b"stop_sequence", "total_log_probability", b"total_log_probability", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__regex_complete: _TypeAlias = _typing.Literal["regex_complete"]  # noqa: Y015
     _WhichOneofArgType__regex_complete: _TypeAlias = _typing.Literal["_regex_complete", b"_regex_complete"]  # noqa: Y015
@@ -2915,6 +2965,7 @@ class ScoreRequest(_message.Message):
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     RETURN_STATES_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2948,6 +2999,10 @@ class ScoreRequest(_message.Message):
     """
     return_states: _builtins.bool
     """Return the state after each text. Default: false."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which to compute. Default: that of `state`; without a
+    state, that of the server.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts, each of which is scored independently. 1 to 10,000."""
@@ -2967,10 +3022,11 @@ class ScoreRequest(_message.Message):
         top_log_probabilities: _builtins.int = ...,
         state: _builtins.bytes = ...,
         return_states: _builtins.bool = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "ranks", b"ranks", "return_states", b"return_states", "state", b"state", "texts", b"texts", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "ranks", b"ranks", "return_states", b"return_states", "state", b"state", "texts", b"texts", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3060,12 +3116,15 @@ class ScoreResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     JOB_STEP_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the model that was used."""
     job_step: _builtins.int
     """Optimizer steps after which the weights were taken; 0 unless the request
     named a job.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextScore]:
         """One score for each text, in the order of the request."""
@@ -3076,10 +3135,11 @@ class ScoreResponse(_message.Message):
         scores: _abc.Iterable[Global___TextScore] | None = ...,
         version: _builtins.int = ...,
         job_step: _builtins.int = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_step", b"job_step", "scores", b"scores", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inference_precision", b"inference_precision", "job_step", b"job_step", "scores", b"scores", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3103,6 +3163,7 @@ class ScoreStreamSpec(_message.Message):
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     RETURN_STATE_FIELD_NUMBER: _builtins.int
     ON_ERROR_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -3140,6 +3201,10 @@ class ScoreStreamSpec(_message.Message):
     """Return the state at the end of the stream. Default: false."""
     on_error: Global___OnError.ValueType
     """The effect of a piece that cannot be read. Default: it ends the call."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which to compute. Default: that of `state`; without a
+    state, that of the server.
+    """
     def __init__(
         self,
         *,
@@ -3155,10 +3220,11 @@ class ScoreStreamSpec(_message.Message):
         top_log_probabilities: _builtins.int = ...,
         return_state: _builtins.bool = ...,
         on_error: Global___OnError.ValueType = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "on_error", b"on_error", "ranks", b"ranks", "return_state", b"return_state", "state", b"state", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "model", b"model", "on_error", b"on_error", "ranks", b"ranks", "return_state", b"return_state", "state", b"state", "top_log_probabilities", b"top_log_probabilities", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3325,6 +3391,7 @@ class ScoreStreamResult(_message.Message):
     JOB_STEP_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     item_count: _builtins.int
     """Texts or items that were ended."""
     version: _builtins.int
@@ -3337,6 +3404,8 @@ class ScoreStreamResult(_message.Message):
     """The state at the end, if it was requested; see GenerateResult. It includes
     the text that had waited to be tokenized.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed."""
     @_builtins.property
     def total(self) -> Global___TextScore:
         """The score of all its tokens together, without the tokens. The total is
@@ -3358,10 +3427,11 @@ class ScoreStreamResult(_message.Message):
         job_step: _builtins.int = ...,
         state: _builtins.bytes = ...,
         error: Global___StreamError | None = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item_count", b"item_count", "job_step", b"job_step", "state", b"state", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "inference_precision", b"inference_precision", "item_count", b"item_count", "job_step", b"job_step", "state", b"state", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3679,6 +3749,7 @@ class EmbedRequest(_message.Message):
     UNKNOWN_POLICY_FIELD_NUMBER: _builtins.int
     ALL_LAYERS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -3697,6 +3768,8 @@ class EmbedRequest(_message.Message):
     """Return the states of all layers, lowest first, one after the other.
     Default: false, the last layer's state only.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which to compute. Default: that of the server."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The texts. 1 to 1,000."""
@@ -3718,10 +3791,11 @@ class EmbedRequest(_message.Message):
         unknown_policy: Global___UnknownPolicy.ValueType = ...,
         all_layers: _builtins.bool = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_layers", b"all_layers", "job", b"job", "job_weights", b"job_weights", "model", b"model", "texts", b"texts", "tokens", b"tokens", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_layers", b"all_layers", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "model", b"model", "texts", b"texts", "tokens", b"tokens", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3766,12 +3840,15 @@ class EmbedResponse(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     JOB_STEP_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version of the model that was used."""
     job_step: _builtins.int
     """Optimizer steps after which the weights were taken; 0 unless the request
     named a job.
     """
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """One vector for each text, in the order of the request."""
@@ -3782,10 +3859,11 @@ class EmbedResponse(_message.Message):
         embeddings: _abc.Iterable[Global___Embedding] | None = ...,
         version: _builtins.int = ...,
         job_step: _builtins.int = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "job_step", b"job_step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "inference_precision", b"inference_precision", "job_step", b"job_step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4772,6 +4850,7 @@ class GetServerInfoResponse(_message.Message):
     SCORE_STREAM_LIMIT_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     MAX_MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of Treadle."""
     cpu_target: _builtins.str
@@ -4833,6 +4912,10 @@ class GetServerInfoResponse(_message.Message):
     """ScoreStream calls that may be open at once."""
     max_model_bytes: _builtins.int
     """Bytes of the largest file of a model that ImportModel takes."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which models compute where a request neither sets one
+    nor continues from a state.
+    """
     @_builtins.property
     def caller(self) -> Global___CallerInfo:
         """Who the server takes the caller for, with its own limits and use. Not set
@@ -4869,10 +4952,11 @@ class GetServerInfoResponse(_message.Message):
         score_stream_limit: _builtins.int = ...,
         caller: Global___CallerInfo | None = ...,
         max_model_bytes: _builtins.int = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_precision", b"inference_precision", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -284,7 +284,8 @@ class SequenceServiceServicer:
         """Scores a stream and learns from it, on a copy of the model that belongs to
         the call. Every piece is scored first and learned afterwards. The first
         request carries the spec, and each following one is answered by one
-        response.
+        response. It computes in float32, whatever the server's precision, and
+        takes no state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

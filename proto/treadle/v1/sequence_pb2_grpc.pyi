@@ -127,7 +127,8 @@ class SequenceServiceStub:
     """Scores a stream and learns from it, on a copy of the model that belongs to
     the call. Every piece is scored first and learned afterwards. The first
     request carries the spec, and each following one is answered by one
-    response.
+    response. It computes in float32, whatever the server's precision, and
+    takes no state.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.EmbedRequest, _sequence_pb2.EmbedResponse]
     """Returns the hidden state after a text as a vector."""
@@ -248,7 +249,8 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """Scores a stream and learns from it, on a copy of the model that belongs to
     the call. Every piece is scored first and learned afterwards. The first
     request carries the spec, and each following one is answered by one
-    response.
+    response. It computes in float32, whatever the server's precision, and
+    takes no state.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_sequence_pb2.EmbedRequest, _sequence_pb2.EmbedResponse]  # type: ignore[assignment]
     """Returns the hidden state after a text as a vector."""
@@ -438,7 +440,8 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Scores a stream and learns from it, on a copy of the model that belongs to
         the call. Every piece is scored first and learned afterwards. The first
         request carries the spec, and each following one is answered by one
-        response.
+        response. It computes in float32, whatever the server's precision, and
+        takes no state.
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
+from treadle.server.messages.inference_precision import precision_word
 from treadle.v1 import sequence_pb2 as pb
 
 _FINISHED = {
@@ -99,4 +100,6 @@ def write_choice(
         extra["state"] = base64.b64encode(result.state).decode()
     reason = _FINISHED.get(result.stop_reason, "stop")
     more = "".join(f',"{key}":{json.dumps(value)}' for key, value in extra.items())
-    return f'{begin}"{reason}","seed":{result.seed}{more}}}'
+    precision = precision_word(result.inference_precision)
+    end = f'"seed":{result.seed},"inference_precision":"{precision}"{more}}}'
+    return f'{begin}"{reason}",{end}'

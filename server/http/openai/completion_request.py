@@ -7,6 +7,7 @@ import binascii
 from dataclasses import dataclass
 from typing import Any
 
+from treadle.model import InferencePrecision
 from treadle.server.http.openai.json_fields import (
     MAX_UINT64,
     JsonFields,
@@ -17,6 +18,7 @@ from treadle.server.http.openai.json_fields import (
 from treadle.server.http.openai.model_ids import ModelReference, read_model_id
 from treadle.server.http.openai.openai_error import invalid
 from treadle.server.http.openai.unknown_policies import POLICIES
+from treadle.server.messages.inference_precision import PRECISION_WORDS, precision_number
 from treadle.server.messages.repeated_limits import MOST
 from treadle.v1 import sequence_pb2 as pb
 
@@ -287,6 +289,7 @@ def _extensions(fields: JsonFields, settings: pb.GenerateRequest, n: int, best_o
     policy = fields.word("unknown_policy", list(POLICIES))
     if policy is not None:
         settings.unknown_policy = POLICIES[policy]
+    settings.inference_precision = precision(fields)
     state = fields.text("state")
     if state is not None:
         settings.state = _bytes(state)
@@ -297,6 +300,18 @@ def _extensions(fields: JsonFields, settings: pb.GenerateRequest, n: int, best_o
             text = "beam_width and best_of are two ways to choose texts: leave one out"
             raise invalid("best_of", text)
         settings.best_of = beam_width
+
+
+def precision(fields: JsonFields) -> pb.InferencePrecision.ValueType:
+    """Returns the precision that a request asks for; 0 where it leaves that open.
+
+    Raises:
+        OpenAIError: 400: there is no such precision.
+    """
+    word = fields.word("inference_precision", PRECISION_WORDS)
+    if word is None:
+        return pb.INFERENCE_PRECISION_UNSPECIFIED
+    return precision_number(InferencePrecision(word))
 
 
 def _bytes(text: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from treadle.server.errors import StatusError
-from treadle.server.http.openai.completion_request import token_ids
+from treadle.server.http.openai.completion_request import precision, token_ids
 from treadle.server.http.openai.json_fields import JsonFields, is_whole, shown
 from treadle.server.http.openai.model_ids import (
     ModelReference,
@@ -22,6 +22,7 @@ from treadle.server.http.openai.model_ids import (
 )
 from treadle.server.http.openai.openai_error import invalid
 from treadle.server.http.openai.rpc_errors import from_status
+from treadle.server.messages.inference_precision import precision_word
 from treadle.server.resources import thread_pools
 from treadle.v1 import sequence_pb2 as pb
 
@@ -52,6 +53,7 @@ class _Asked:
     in_base64: bool
     dimensions: int | None
     all_layers: bool
+    precision: pb.InferencePrecision.ValueType
 
 
 def _read(values: dict[str, Any]) -> _Asked:
@@ -65,6 +67,7 @@ def _read(values: dict[str, Any]) -> _Asked:
         fields.word("encoding_format", ("float", "base64")) == "base64",
         fields.whole("dimensions", 1, 2**31),
         fields.flag("all_layers"),
+        precision(fields),
     )
     fields.any("user")
     fields.end()
@@ -85,7 +88,11 @@ async def embed(exchange: Exchange) -> Response:
         requests += [pb.EmbedRequest(tokens=tokens) for tokens in asked.lists]
         embeddings = list[pb.Embedding]()
         for request in requests:
-            request.MergeFrom(pb.EmbedRequest(**named, all_layers=asked.all_layers))
+            request.MergeFrom(
+                pb.EmbedRequest(
+                    **named, all_layers=asked.all_layers, inference_precision=asked.precision
+                )
+            )
             reply = await exchange.call("Embed", request)
             embeddings += reply.embeddings
             size = len(embeddings[0].values)
@@ -96,22 +103,27 @@ async def embed(exchange: Exchange) -> Response:
                 text = "the vectors are too many for one response: send fewer texts"
                 raise invalid("input", text)
         with exchange.bodies.budget.reserve(_NUMBER_BYTES * size * len(embeddings), "embeddings"):
-            body = await thread_pools.JSON.run(_write, name, mark, embeddings, asked.in_base64)
+            head = {
+                "object": "list",
+                "model": name,
+                "system_fingerprint": mark,
+                "inference_precision": precision_word(reply.inference_precision),
+            }
+            body = await thread_pools.JSON.run(_write, head, embeddings, asked.in_base64)
             return Response(body, media_type="application/json")
     except StatusError as error:
         raise from_status(error, _NAMES) from None
 
 
-def _write(name: str, mark: str | None, embeddings: list[pb.Embedding], in_base64: bool) -> bytes:
+def _write(head: dict[str, Any], embeddings: list[pb.Embedding], in_base64: bool) -> bytes:
     """Returns the response as JSON."""
     tokens = sum(embedding.token_count for embedding in embeddings)
     data = ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{_vector(embedding, in_base64)}}}'
         for index, embedding in enumerate(embeddings)
     )
-    head = json.dumps({"object": "list", "model": name, "system_fingerprint": mark})
     counts = f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'
-    return f'{head[:-1]}, "data":[{data}],"usage":{counts}}}'.encode()
+    return f'{json.dumps(head)[:-1]}, "data":[{data}],"usage":{counts}}}'.encode()
 
 
 async def _resolve(
