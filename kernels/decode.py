@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.layer import recur_forward
+from treadle.kernels.gemm_dispatch import matmul
+from treadle.kernels.jit import jit, jit_inline, jit_views
+from treadle.kernels.layer import recur_step
 from treadle.kernels.logit_edits import (
     DEAD_END,
     LogitEdits,
@@ -24,7 +25,7 @@ from treadle.kernels.logit_edits import (
     record_token,
 )
 from treadle.kernels.loss import log_probability, row_max, shifted_exp
-from treadle.kernels.network import embed, layer_tape, output_logits, store_state, upper_layers
+from treadle.kernels.network import embed, output_logits
 from treadle.kernels.random import uniform
 from treadle.kernels.sampling import (
     SamplingScratch,
@@ -108,9 +109,28 @@ def _any_needs_sorting(sequences: Sequences) -> bool:
 
 
 @jit
+def _write_alternatives(
+    logits: Array, max_logit: np.float32, exp_sum: np.float32, ids: Ints, out: Array
+) -> None:
+    """Writes the ids (A,) and log-probabilities (A,) of the likeliest tokens of a row (V,)."""
+    top_k_tokens(logits, ids)
+    for a in range(min(ids.size, logits.size)):
+        out[a] = log_probability(logits[ids[a]], max_logit, exp_sum)
+
+
+@jit_inline
+def _forced_token(edits: LogitEdits, m: int) -> int:
+    """Returns the token that sequence m takes next whatever the logits are, or -1."""
+    new_tokens = edits.new_tokens[m]
+    if new_tokens < edits.forced.shape[1]:
+        return int(edits.forced[m, new_tokens])
+    return -1
+
+
+@jit_inline
 def _sample_token(
     sequences: Sequences, edits: LogitEdits, m: int, logits: Array, max_logit: np.float32,
-    weights: Array, edited: Array, scratch: SamplingScratch,
+    exp_sum: np.float32, weights: Array, edited: Array, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
     """Samples the next token of sequence m.
 
@@ -120,37 +140,29 @@ def _sample_token(
         m: number of the sequence.
         logits: (V,), the model's.
         max_logit: the largest of them.
+        exp_sum: the sum of `weights`.
         weights: (V,); in: exp(logits - max_logit); overwritten.
-        edited: (V,), written.
+        edited: (V,), written where the sequence edits its logits.
         scratch: of `sample`.
 
     Returns:
         The token; -1 where none is allowed.
     """
+    forced = _forced_token(edits, m)
+    if forced >= 0:
+        return forced
+    if has_edits(edits, m):
+        # Kept out of the loop over sequences, most of which have none.
+        edit_logits(edits, m, sequences.end[m], logits, edited)
+        logits = edited
+        max_logit = row_max(edited)
+        if max_logit == _EXCLUDED:
+            return -1
+        exp_sum = shifted_exp(edited, max_logit, weights)
     u = uniform(sequences.seed[m], SAMPLING_STREAM, sequences.position[m])
     truncation = _truncation(sequences, m)
     temperature = sequences.temperature[m]
-    new_tokens = edits.new_tokens[m]
-    if new_tokens < edits.forced.shape[1] and edits.forced[m, new_tokens] >= 0:
-        return int(edits.forced[m, new_tokens])
-    if not has_edits(edits, m):
-        return sample(logits, max_logit, temperature, truncation, u, weights, scratch)
-    edit_logits(edits, m, sequences.end[m], logits, edited)
-    max_edited = row_max(edited)
-    if max_edited == _EXCLUDED:
-        return -1
-    shifted_exp(edited, max_edited, weights)
-    return sample(edited, max_edited, temperature, truncation, u, weights, scratch)
-
-
-@jit
-def _write_alternatives(
-    logits: Array, max_logit: np.float32, exp_sum: np.float32, ids: Ints, out: Array
-) -> None:
-    """Writes the ids (A,) and log-probabilities (A,) of the likeliest tokens of a row (V,)."""
-    top_k_tokens(logits, ids)
-    for a in range(min(ids.size, logits.size)):
-        out[a] = log_probability(logits[ids[a]], max_logit, exp_sum)
+    return sample(logits, max_logit, temperature, truncation, u, weights, exp_sum, scratch)
 
 
 @jit_inline
@@ -173,13 +185,17 @@ def _sample_all(
         Whether any sequence continues.
     """
     alive = False
+    weights = rows[0]
+    edited = rows[1]
     for m in range(logits.shape[0]):
         if _has_ended(sequences, edits, m):
             continue
         row = logits[m]
         max_logit = row_max(row)
-        exp_sum = shifted_exp(row, max_logit, rows[0])
-        token = _sample_token(sequences, edits, m, row, max_logit, rows[0], rows[1], scratch)
+        exp_sum = shifted_exp(row, max_logit, weights)
+        token = _sample_token(
+            sequences, edits, m, row, max_logit, exp_sum, weights, edited, scratch
+        )
         if token < 0:
             edits.constraint_state[m] = DEAD_END
             continue
@@ -198,6 +214,47 @@ def _sample_all(
     return alive
 
 
+@jit_inline
+def _input(weights: Weights, layer: int, tokens: Ints, h: Array, gates: Array) -> None:
+    """Writes the input's share of a layer's pre-activations.
+
+    Args:
+        weights: packed.
+        layer: its number.
+        tokens: (M,), what layer 0 reads.
+        h: (L, M, H), the states of which an upper layer reads those below it.
+        gates: (M, G), written.
+    """
+    if layer == 0:
+        embed(weights, tokens, gates)
+        return
+    for m in range(gates.shape[0]):
+        copy(weights.b, layer * gates.shape[1], gates, m * gates.shape[1], gates.shape[1])
+    matmul(h[layer - 1], weights.Wx[layer - 1], gates, True)
+
+
+@jit_views
+def _decode(
+    cell: int, weights: Weights, work: Workspace, state: State, sequences: Sequences,
+    edits: LogitEdits, decoded: DecodedTokens, rows: Array, scratch: SamplingScratch,
+) -> None:  # fmt: skip
+    """Does what `decode` does; `rows` (2, V) and `scratch` are overwritten."""
+    L = state.h.shape[0]
+    logits = work.logits[: state.h.shape[1]]
+    top = state.h[L - 1]
+    for n in range(decoded.tokens.shape[0]):
+        for layer in range(L):
+            gates = work.gates[layer, 0]
+            ah = work.ah[layer, 0] if work.ah.shape[1] else gates
+            _input(weights, layer, sequences.token, state.h, gates)
+            h = state.h[layer]
+            c = state.c[layer]
+            recur_step(cell, weights.Wh[layer], weights.bh[layer], gates, ah, h, c)
+        output_logits(weights, top, logits)
+        if not _sample_all(sequences, edits, logits, rows, scratch, decoded, n):
+            break
+
+
 @jit
 def decode(
     cell: int, weights: Weights, work: Workspace, state: State, sequences: Sequences,
@@ -208,43 +265,16 @@ def decode(
     Args:
         cell: RNN, GRU or LSTM.
         weights: packed.
-        work: for T = 1 step and M rows, M at most LOGIT_ROWS.
+        work: for T = 1 step and M rows, M at most LOGIT_ROWS; its gates, ah and logits are used.
         state: in: each sequence's state before `sequences.token` was read; out: the same after
             the chunk.
         sequences: their settings and positions; updated.
         edits: what they change about their logits; updated.
         decoded: the results, of N steps; written.
     """
-    L = state.h.shape[0]
-    M = state.h.shape[1]
     V = weights.by.size
-    size = M * state.h.shape[2]
     rows = np.empty((2, V), np.float32)
     scratch = allocate_sampling_scratch(V if _any_needs_sorting(sequences) else 0)
-    logits = work.logits[:M]
     decoded.tokens[:] = -1
     decoded.log_probabilities[:] = ZERO
-    # The same for every step and outside the loop, since a slice costs as much as a small loop.
-    gates = work.gates[0, 0]
-    Wh = weights.Wh[0]
-    bh = weights.bh[0]
-    tape = layer_tape(work, 0, 0, 1)
-    top = work.hs[L - 1, 1]
-    for layer in range(L):
-        work.hs[layer, 1] = state.h[layer]
-        if work.cs.shape[1]:
-            work.cs[layer, 1] = state.c[layer]
-    for n in range(decoded.tokens.shape[0]):
-        for layer in range(L):
-            here = layer * 2 * size
-            copy(work.hs, here + size, work.hs, here, size)
-            if work.cs.shape[1]:
-                copy(work.cs, here + size, work.cs, here, size)
-        embed(weights, sequences.token, gates)
-        recur_forward(cell, Wh, bh, tape, 1)
-        if L > 1:
-            upper_layers(cell, weights, work, 1)
-        output_logits(weights, top, logits)
-        if not _sample_all(sequences, edits, logits, rows, scratch, decoded, n):
-            break
-    store_state(work, 1, state)
+    _decode(cell, weights, work, state, sequences, edits, decoded, rows, scratch)

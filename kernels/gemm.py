@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.gemm_tile import PANEL, Operand, make_gemm_tile, multiply_panel
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import jit_views
 
 Array = npt.NDArray[np.float32]
 
@@ -18,7 +18,7 @@ _row3 = make_gemm_tile(1, 3, edge=True)
 _row4 = make_gemm_tile(1, 4, edge=True)
 
 
-@jit
+@jit_views
 def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
     """Computes C (+)= A B for one row."""
     K = A.shape[1]
@@ -40,7 +40,7 @@ def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
             _row1(left, right, out, 0, K, columns, add)
 
 
-@jit
+@jit_views
 def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 
@@ -62,7 +62,7 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
         multiply_panel(left, right, out, M, K, N - j * PANEL, add)
 
 
-@jit
+@jit_views
 def add_rows(rows: Array, total: Array) -> None:
     """Adds rows (M, N) to `total` (N,), in ascending order."""
     for m in range(rows.shape[0]):

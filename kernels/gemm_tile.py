@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treadle.kernels import simd
-from treadle.kernels.jit import BOUNDS_CHECKED, PYTHON_MODE, TARGET, jit
+from treadle.kernels.jit import BOUNDS_CHECKED, PYTHON_MODE, TARGET, jit_views
 
 Array = npt.NDArray[np.float32]
 
@@ -333,7 +333,7 @@ _edge = make_gemm_tile(ROWS, 1, edge=True)
 _edge1 = make_gemm_tile(1, 1, edge=True)
 
 
-@jit
+@jit_views
 def multiply_panel(
     A: Operand, B: Operand, C: Operand, rows: int, steps: int, columns: int, add: bool
 ) -> None:

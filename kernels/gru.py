@@ -93,6 +93,22 @@ def _gru_gates_backward(gates: Array, ah: Array, h_prev: Array, dh_above: Array,
             _gru_units_backward(gates, ah, h_prev, dh_above, dh, row, whole, H - whole)
 
 
+@jit_inline
+def gru_step(gates: Array, ah: Array, h_prev: Array, h: Array, Wh: Array, bh: Array) -> None:
+    """Runs one step; the new state may be written over the old one.
+
+    Args:
+        gates: (B, 3H); in: x Wx + b; out: the gates r z n.
+        ah: (B, 3H), written: h Wh, with bh added to its last third.
+        h_prev: (B, H).
+        h: (B, H), written; it may be `h_prev`.
+        Wh: (H, 3H), packed.
+        bh: (H,).
+    """
+    matmul(h_prev, Wh, ah, False)
+    _gru_gates(gates, ah, bh, h_prev, h)
+
+
 @jit
 def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
@@ -106,8 +122,7 @@ def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps:
         steps: steps to run, at most T.
     """
     for t in range(steps):
-        matmul(hs[t], Wh, ah[t], False)
-        _gru_gates(gates[t], ah[t], bh, hs[t], hs[t + 1])
+        gru_step(gates[t], ah[t], hs[t], hs[t + 1], Wh, bh)
 
 
 @jit

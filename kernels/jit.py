@@ -191,10 +191,31 @@ def jit(function: Function) -> Function:
     Returns:
         The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
     """
-    compiled = numba.njit(**_OPTIONS)(function)
+    return _compiled(function, counts_references=True)
+
+
+def jit_views(function: Function) -> Function:
+    """Compiles a kernel that allocates no array, without counting references to arrays.
+
+    A view of an array, such as a row, and each use of a tuple of arrays otherwise cost an atomic
+    addition for every array, which together take longer than the arithmetic of a small network.
+    What such a kernel calls may allocate arrays, but not return any.
+
+    Args:
+        function: a function over NumPy arrays, numbers and vectors.
+
+    Returns:
+        The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
+    """
+    return _compiled(function, counts_references=False)
+
+
+def _compiled(function: Function, counts_references: bool) -> Function:
+    options = {**_OPTIONS, "_nrt": counts_references}  # else a callee has its first caller's
+    compiled = numba.njit(**options)(function)
     if not PYTHON_MODE:
         sources = source_digest(Path(inspect.getfile(function)))
-        compiled._cache = DiskCache(function, sources, f"{TARGET} {BOUNDS_CHECKED} {_OPTIONS}")
+        compiled._cache = DiskCache(function, sources, f"{TARGET} {BOUNDS_CHECKED} {options}")
     KERNELS.append(compiled)
     return cast("Function", compiled)
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
-from treadle.kernels.gru import gru_backward, gru_forward
+from treadle.kernels.gru import gru_backward, gru_forward, gru_step
 from treadle.kernels.jit import jit, jit_inline
-from treadle.kernels.lstm import lstm_backward, lstm_forward
+from treadle.kernels.lstm import lstm_backward, lstm_forward, lstm_step
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.rnn import rnn_backward, rnn_forward
+from treadle.kernels.rnn import rnn_backward, rnn_forward, rnn_step
 from treadle.kernels.structs import GRU, LSTM, Array, RowBlock
 
 
@@ -96,6 +96,29 @@ def recur_forward(cell: int, Wh: Array, bh: Array, tape: LayerTape, steps: int) 
         gru_forward(tape.gates, tape.ah, tape.hs, Wh, bh, steps)
     else:
         rnn_forward(tape.gates, tape.hs, Wh, steps)
+
+
+@jit_inline
+def recur_step(
+    cell: int, Wh: Array, bh: Array, gates: Array, ah: Array, h: Array, c: Array
+) -> None:
+    """Runs one step of the recurrence in place.
+
+    Args:
+        cell: RNN, GRU or LSTM.
+        Wh: (H, G), packed.
+        bh: (H,), read by the GRU only.
+        gates: (B, G); in: x Wx + b; overwritten.
+        ah: (B, 3H), written for the GRU only.
+        h: (B, H); in: the old state; out: the new one.
+        c: (B, H), the same for the LSTM's cell state; not read for other cells.
+    """
+    if cell == LSTM:
+        lstm_step(gates, h, c, h, c, Wh)
+    elif cell == GRU:
+        gru_step(gates, ah, h, h, Wh, bh)
+    else:
+        rnn_step(gates, h, h, Wh)
 
 
 @jit

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.structs import Array, Ints
 
 _EXCLUDED = np.float32(-np.inf)
@@ -65,7 +65,7 @@ class LogitEdits(NamedTuple):
     """(M, F), the first tokens of the new text; -1 past the last forced one."""
 
 
-@jit
+@jit_inline
 def has_edits(edits: LogitEdits, m: int) -> bool:
     """Returns whether sequence m changes logits."""
     changes = edits.bias_row[m] >= 0 or edits.count_row[m] >= 0 or edits.constraint_state[m] >= 0
@@ -113,7 +113,7 @@ def edit_logits(edits: LogitEdits, m: int, end_token: int, logits: Array, out: A
                 out[v] = _EXCLUDED
 
 
-@jit
+@jit_inline
 def record_token(edits: LogitEdits, m: int, token: int) -> None:
     """Updates the counts and the constraint state of sequence m after a sampled token."""
     edits.new_tokens[m] += 1

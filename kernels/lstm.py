@@ -96,6 +96,22 @@ def _lstm_gates_backward(
             _lstm_units_backward(gates, c_prev, c, dh_above, dh, dc, row, whole, H - whole)
 
 
+@jit_inline
+def lstm_step(gates: Array, h_prev: Array, c_prev: Array, h: Array, c: Array, Wh: Array) -> None:
+    """Runs one step; the new states may be written over the old ones.
+
+    Args:
+        gates: (B, 4H); in: x Wx + b; out: the gates i f g o.
+        h_prev: (B, H).
+        c_prev: (B, H).
+        h: (B, H), written; it may be `h_prev`.
+        c: (B, H), written; it may be `c_prev`.
+        Wh: (H, 4H), packed.
+    """
+    matmul(h_prev, Wh, gates, True)
+    _lstm_gates(gates, c_prev, c, h)
+
+
 @jit
 def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
@@ -108,8 +124,7 @@ def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> N
         steps: steps to run, at most T.
     """
     for t in range(steps):
-        matmul(hs[t], Wh, gates[t], True)
-        _lstm_gates(gates[t], cs[t], cs[t + 1], hs[t + 1])
+        lstm_step(gates[t], hs[t], cs[t], hs[t + 1], cs[t + 1], Wh)
 
 
 @jit

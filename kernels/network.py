@@ -40,6 +40,17 @@ from treadle.kernels.structs import (
 )
 
 
+@jit
+def _embed_on_demand(embedding: Array, Wx0: Array, b: Array, tokens: Ints, gates: Array) -> None:
+    """Does what `embed` does where there is no table."""
+    B = tokens.size
+    xs = np.empty((B, embedding.shape[1]), np.float32)
+    for row in range(B):
+        xs[row] = embedding[tokens[row]]
+        gates[row] = b[0]
+    matmul(xs, Wx0, gates, True)
+
+
 @jit_inline
 def embed(weights: Weights, tokens: Ints, gates: Array) -> None:
     """Writes layer 0's share of the input.
@@ -55,11 +66,7 @@ def embed(weights: Weights, tokens: Ints, gates: Array) -> None:
         for row in range(B):
             copy(weights.table, tokens[row] * G, gates, row * G, G)
         return
-    xs = np.empty((B, weights.embedding.shape[1]), np.float32)
-    for row in range(B):
-        xs[row] = weights.embedding[tokens[row]]
-        gates[row] = weights.b[0]
-    matmul(xs, weights.Wx0, gates, True)
+    _embed_on_demand(weights.embedding, weights.Wx0, weights.b, tokens, gates)
 
 
 @jit_inline

@@ -37,6 +37,30 @@ def _rnn_units_backward(
 
 
 @jit
+def _rnn_states(gates: Array, h: Array) -> None:
+    """Computes one step's states (B, H) from its pre-activations."""
+    whole = h.size // LANES * LANES
+    for at in range(0, whole, LANES):
+        _rnn_units(gates, h, at, LANES)
+    if whole < h.size:
+        _rnn_units(gates, h, whole, h.size - whole)
+
+
+@jit_inline
+def rnn_step(gates: Array, h_prev: Array, h: Array, Wh: Array) -> None:
+    """Runs one step; the new state may be written over the old one.
+
+    Args:
+        gates: (B, H); in: x Wx + b; out: the pre-activations.
+        h_prev: (B, H).
+        h: (B, H), written; it may be `h_prev`.
+        Wh: (H, H), packed.
+    """
+    matmul(h_prev, Wh, gates, True)
+    _rnn_states(gates, h)
+
+
+@jit
 def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -46,14 +70,8 @@ def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
         Wh: (H, H), packed.
         steps: steps to run, at most T.
     """
-    size = hs.shape[1] * hs.shape[2]
-    whole = size // LANES * LANES
     for t in range(steps):
-        matmul(hs[t], Wh, gates[t], True)
-        for at in range(0, whole, LANES):
-            _rnn_units(gates[t], hs[t + 1], at, LANES)
-        if whole < size:
-            _rnn_units(gates[t], hs[t + 1], whole, size - whole)
+        rnn_step(gates[t], hs[t], hs[t + 1], Wh)
 
 
 @jit

@@ -24,7 +24,7 @@ import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO, log
 from treadle.kernels.intrinsics import bits_from_float
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_inline, jit_views
 from treadle.kernels.loss import row_max, row_sum, shifted_exp
 from treadle.kernels.radix_sort import (
     COUNTS,
@@ -34,9 +34,12 @@ from treadle.kernels.radix_sort import (
     pair_id,
     sort_smallest,
 )
+from treadle.kernels.simd import LANES, lane_sum, load, splat
 from treadle.kernels.structs import Array
 
 _LOWEST = np.float32(-100.0)
+_STRETCH = 16 * LANES
+"""Weights that are summed together first while a draw looks for its place."""
 _HALF_LAST_BIT = np.float32(2.0**-25)
 
 
@@ -70,7 +73,13 @@ def allocate_sampling_scratch(V: int) -> SamplingScratch:
     return SamplingScratch(np.empty(V, np.float32), SortScratch(pairs[0], pairs[1], counts))
 
 
-@jit
+@jit_inline
+def truncates(truncation: Truncation) -> bool:
+    """Returns whether `sample` leaves out any token."""
+    return needs_sorting(truncation) or truncation.min_p > ZERO
+
+
+@jit_inline
 def needs_sorting(truncation: Truncation) -> bool:
     """Returns whether `sample` sorts, and so needs scratch."""
     sorts = truncation.top_k > 0 or truncation.top_p < ONE or truncation.typical_p < ONE
@@ -167,21 +176,83 @@ def _keep_typical(weights: Array, typical_p: np.float32, scratch: SamplingScratc
 @jit_inline
 def _apply_temperature(
     logits: Array, max_logit: np.float32, temperature: np.float32, out: Array
-) -> None:
-    """Writes exp((logits - max_logit) / temperature), all (V,)."""
+) -> np.float32:
+    """Writes exp((logits - max_logit) / temperature), all (V,), and returns the sum."""
     # The largest logit is subtracted first, and the difference bounded to where exp gives 0, so
     # that a small temperature does not overflow.
     lowest = _LOWEST * temperature
     for v in range(logits.size):
         difference = logits[v] - max_logit
         out[v] = difference / temperature if difference > lowest else _LOWEST
-    shifted_exp(out, ZERO, out)
+    return shifted_exp(out, ZERO, out)
+
+
+@jit_inline
+def _block_sum(weights: Array, first: int) -> np.float32:
+    """Returns the sum of LANES weights (V,) from `first` on, lane by lane."""
+    if first + LANES <= weights.size:
+        return lane_sum(load(weights, first, LANES))
+    return lane_sum(load(weights, first, weights.size - first))
 
 
 @jit
+def _stretch_sum(weights: Array, first: int) -> np.float32:
+    """Returns the sum of _STRETCH weights (V,) from `first` on, lane by lane."""
+    sums = splat(ZERO)
+    for v in range(first, min(first + _STRETCH, weights.size - LANES + 1), LANES):
+        sums = sums + load(weights, v, LANES)
+    whole = weights.size // LANES * LANES
+    if whole < first + _STRETCH:
+        sums = sums + load(weights, whole, weights.size - whole)
+    return lane_sum(sums)
+
+
+@jit
+def draw(weights: Array, threshold: np.float32) -> int:
+    """Returns the first place at which the summed weights (V,) exceed a threshold.
+
+    The sum grows by stretches of _STRETCH weights, within the stretch that exceeds the threshold
+    by blocks of LANES, and within the block by single weights. Where rounding leaves none that
+    exceeds it, the last one with a weight is taken. So the order of all sums is the same on every
+    processor.
+    """
+    V = weights.size
+    running = ZERO
+    stretch = 0
+    if V > _STRETCH:
+        before = ZERO
+        for first in range(0, V, _STRETCH):
+            part = _stretch_sum(weights, first)
+            if part > ZERO:
+                stretch = first
+                running = before
+            before += part
+            if before > threshold:
+                break
+    block = stretch
+    before = running
+    for first in range(stretch, min(stretch + _STRETCH, V), LANES):
+        part = _block_sum(weights, first)
+        if part > ZERO:
+            block = first
+            running = before
+        before += part
+        if before > threshold:
+            break
+    place = block
+    for v in range(block, min(block + LANES, V)):
+        if weights[v] > ZERO:
+            place = v
+            running += weights[v]
+            if running > threshold:
+                break
+    return place
+
+
+@jit_views
 def sample(
     logits: Array, max_logit: np.float32, temperature: np.float32, truncation: Truncation,
-    u: np.float32, weights: Array, scratch: SamplingScratch,
+    u: np.float32, weights: Array, total: np.float32, scratch: SamplingScratch,
 ) -> int:  # fmt: skip
     """Draws one token.
 
@@ -192,6 +263,7 @@ def sample(
         truncation: the tokens to draw from.
         u: a uniform random number from [0, 1).
         weights: (V,); in: exp(logits - max_logit), the weights at temperature 1; overwritten.
+        total: the sum of these weights.
         scratch: for V weights; for none where `needs_sorting` is False.
 
     Returns:
@@ -200,20 +272,13 @@ def sample(
     if temperature == ZERO:
         return argmax(logits)
     if temperature != ONE:
-        _apply_temperature(logits, max_logit, temperature, weights)
-    if truncation.top_k > 0 or truncation.top_p < ONE:
-        _keep_top_k_and_top_p(weights, truncation.top_k, truncation.top_p, scratch.sort)
-    if truncation.min_p > ZERO:
-        _keep_min_p(weights, truncation.min_p)
-    if truncation.typical_p < ONE:
-        _keep_typical(weights, truncation.typical_p, scratch)
-    threshold = u * row_sum(weights)
-    running = ZERO
-    token = 0
-    for v in range(weights.size):
-        if weights[v] > ZERO:
-            running += weights[v]
-            token = v
-            if running > threshold:
-                break
-    return token
+        total = _apply_temperature(logits, max_logit, temperature, weights)
+    if truncates(truncation):
+        if truncation.top_k > 0 or truncation.top_p < ONE:
+            _keep_top_k_and_top_p(weights, truncation.top_k, truncation.top_p, scratch.sort)
+        if truncation.min_p > ZERO:
+            _keep_min_p(weights, truncation.min_p)
+        if truncation.typical_p < ONE:
+            _keep_typical(weights, truncation.typical_p, scratch)
+        total = row_sum(weights)
+    return draw(weights, u * total)
