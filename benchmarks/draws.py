@@ -46,12 +46,12 @@ def _measure(spread: float, V: int, rounds: int) -> dict[str, float]:
     most = np.float32(row_max(logits))
     weights = np.empty(V, np.float32)
     scratch = allocate_sampling_scratch(V)
-    shifted_exp(logits, most, weights)
+    total = np.float32(shifted_exp(logits, most, weights))
     given = weights.copy()
     half = np.float32(0.5)
 
     def drawing(cuts: Truncation) -> Callable[[], int]:
-        return lambda: sample(logits, most, ONE, cuts, half, weights, scratch)
+        return lambda: sample(logits, most, ONE, cuts, half, weights, total, scratch)
 
     contenders = {name: drawing(cuts) for name, cuts in SETTINGS.items()}
     contenders["a sort of all"] = lambda: _sort(weights)

@@ -235,9 +235,16 @@ def _input(weights: Weights, layer: int, tokens: Ints, h: Array, gates: Array) -
 
 @jit_views
 def _decode(
-    cell: int, weights: Weights, work: Workspace, state: State, sequences: Sequences,
-    edits: LogitEdits, decoded: DecodedTokens, rows: Array, scratch: SamplingScratch,
-) -> None:  # fmt: skip
+    cell: int,
+    weights: Weights,
+    work: Workspace,
+    state: State,
+    sequences: Sequences,
+    edits: LogitEdits,
+    decoded: DecodedTokens,
+    rows: Array,
+    scratch: SamplingScratch,
+) -> None:
     """Does what `decode` does; `rows` (2, V) and `scratch` are overwritten."""
     L = state.h.shape[0]
     logits = work.logits[: state.h.shape[1]]

@@ -917,6 +917,55 @@ def adam_step(
 # ---------------------------------------------------------------- sampling and generation
 
 
+def lane_sum(weights: Array) -> np.float32:
+    """Returns the sum of weights (N,) in float32, in the order of the kernels.
+
+    Sixteen sums of every sixteenth weight, of which the upper half is added to the lower one until
+    one is left.
+    """
+    padded = np.zeros(-(-weights.size // 16) * 16, np.float32)
+    padded[: weights.size] = weights
+    lanes = np.zeros(16, np.float32)
+    for row in padded.reshape(-1, 16):
+        lanes += row
+    while lanes.size > 1:
+        lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+    return np.float32(lanes[0]) if lanes.size else np.float32(0)
+
+
+def draw(weights: Array, threshold: np.float32) -> int:
+    """Returns the first place at which summed weights exceed a threshold, in float32.
+
+    The place is found in stretches of 256 weights, within one in blocks of 16, within one among
+    its weights. At each level the first part is taken with which the sum of this and all parts
+    before it exceeds the threshold; where rounding leaves none, the last part that has a weight.
+
+    Args:
+        weights: (V,), from 0 up.
+        threshold: a share of their sum.
+
+    Returns:
+        The place, from 0 to V - 1.
+    """
+    first = 0
+    last = weights.size
+    running = np.float32(0)
+    for width in (256, 16, 1):
+        before = running
+        taken = first
+        for start in range(first, last, width):
+            part = lane_sum(weights[start : min(start + width, last)])
+            if part > 0:
+                taken = start
+                running = before
+            before += part
+            if before > threshold:
+                break
+        first = taken
+        last = min(first + width, last)
+    return first
+
+
 def sample(
     logits: Array,
     temperature: float = 1.0,

@@ -8,7 +8,7 @@
 6. Of these the fewest stay whose surprisal is nearest to the mean surprisal, lower ids first among
    equals, until their probability reaches `typical_p`.
 7. The remaining tokens are walked through in ascending id until their summed weight exceeds u times
-   the whole; the token where it does is drawn.
+   the whole; the token where it does is drawn. `draw` says in which order the weights are added.
 
 The nucleus (4) is from Holtzman et al., "The curious case of neural text degeneration" (2020),
 min-p (5) from Nguyen et al., "Turning up the heat: min-p sampling" (2024), typical sampling (6)
@@ -76,7 +76,7 @@ def allocate_sampling_scratch(V: int) -> SamplingScratch:
 @jit_inline
 def truncates(truncation: Truncation) -> bool:
     """Returns whether `sample` leaves out any token."""
-    return needs_sorting(truncation) or truncation.min_p > ZERO
+    return bool(needs_sorting(truncation) or truncation.min_p > ZERO)
 
 
 @jit_inline

@@ -12,8 +12,8 @@ from sampling_oracle import CLOSE, possible
 
 from treadle.kernels import reference
 from treadle.kernels.jit import PYTHON_MODE
-from treadle.kernels.loss import row_max, shifted_exp
-from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, argmax, sample
+from treadle.kernels.loss import row_max, row_sum, shifted_exp
+from treadle.kernels.sampling import Truncation, allocate_sampling_scratch, argmax, draw, sample
 
 Floats = NDArray[np.float32]
 
@@ -32,11 +32,11 @@ def ours(
     row = np.asarray(logits, np.float32)
     weights = np.full(row.size, np.nan, np.float32)
     largest_logit = np.float32(row_max(row))
-    shifted_exp(row, largest_logit, weights)
+    total = np.float32(shifted_exp(row, largest_logit, weights))
     cuts = Truncation(top_k, np.float32(top_p), np.float32(min_p), np.float32(typical_p))
     scratch = allocate_sampling_scratch(row.size)
     heat = np.float32(temperature)
-    return int(sample(row, largest_logit, heat, cuts, np.float32(u), weights, scratch))
+    return int(sample(row, largest_logit, heat, cuts, np.float32(u), weights, total, scratch))
 
 
 def test_draws_are_those_of_the_reference() -> None:
@@ -200,6 +200,29 @@ def test_min_p_keeps_what_a_naive_filter_keeps(
             for x in (u / 2**24 - CLOSE, u / 2**24, u / 2**24 + CLOSE)
         }
         assert drawn in near
+
+
+@pytest.mark.parametrize("V", [1, 15, 16, 17, 65, 255, 256, 257, 1000])
+def test_a_draw_adds_up_weights_in_the_order_of_the_reference(V: int) -> None:
+    """To the bit: thresholds are sums, and numbers next to them."""
+    rng = np.random.default_rng(V)
+    kinds = [
+        rng.random(V),
+        np.exp(-20 * rng.random(V)),
+        np.where(rng.random(V) < 0.1, rng.random(V), 0),
+        np.ones(V),
+        np.where(np.arange(V) == V // 2, 1, 0),
+    ]
+    for kind in kinds:
+        weights = kind.astype(np.float32)
+        total = np.float32(row_sum(weights))
+        assert total == reference.lane_sum(weights)
+        sums = rng.choice(np.cumsum(weights, dtype=np.float32), 20)
+        thresholds = [*sums, *np.nextafter(sums, 0), total, np.nextafter(total, 9), np.float32(0)]
+        for threshold in thresholds:
+            place = draw(weights, np.float32(threshold))
+            assert place == reference.draw(weights, np.float32(threshold))
+            assert weights[place] > 0 or not weights.any()
 
 
 def test_the_highest_u_draws_the_last_token() -> None:
