@@ -43,7 +43,7 @@ sections for --only:
   start     a fresh process to its first token
 
 examples:
-  treadle-bench                              everything, in about ten minutes
+  treadle-bench                              everything, in about a quarter of an hour
   treadle-bench --quick --only check,train   a minute, to see that it runs
   treadle-bench --json --plot ratios.svg > report.json
 """

@@ -94,7 +94,7 @@ TRAINED = (
     Trained("lines", NetworkConfig(hidden_size=128), 0.5),
     Trained("events", NetworkConfig(hidden_size=64), 0.2),
     Trained("words", NetworkConfig(hidden_size=200, embedding_size=200), 0.05),
-    Trained("words", NetworkConfig(hidden_size=200, embedding_size=200, tied_weights=True), 0.05),
+    Trained("words", NetworkConfig(hidden_size=200, embedding_size=200, tied_weights=True), 0.1),
 )
 
 

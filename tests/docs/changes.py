@@ -112,6 +112,7 @@ NOT_RUN = [
     ),
     NotRun("benchmarks/README.md", "abuse.py --server-command", "needs another version"),
     NotRun("benchmarks/README.md", "pip install torch", "needs a network"),
+    NotRun("benchmarks/README.md", "--earlier", "needs another version"),
     NotRun(
         "docs/anomalies.md",
         "hdfs.py",
