@@ -1,8 +1,9 @@
-"""`matmul` and its kin multiply in float32 or in bfloat16, as the packed operand's type says.
+"""`matmul` and its kin multiply in float32, bfloat16 or int8, as the packed operand's type says.
 
 Panels and row blocks of float32 hold float32 numbers, those of uint32 hold pairs of bfloat16
-numbers (see `gemm_bf16`). Numba decides when it compiles a caller, so that cells and layers are
-written once and compiled for either, and no decision is left for run time.
+numbers (see `gemm_bf16`). Panels of int32 hold int8 numbers (see `gemm_int8`); they are packed
+once for inference, so that only `matmul` knows them. Numba decides when it compiles a caller, so
+that cells and layers are written once and compiled for each, and no decision is left for run time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
-from treadle.kernels import gemm, gemm_bf16, gemm_packing, gemm_transposed
+from treadle.kernels import gemm, gemm_bf16, gemm_int8, gemm_packing, gemm_transposed
 from treadle.kernels.structs import RowBlock
 
 Array = npt.NDArray[np.float32]
@@ -26,6 +27,13 @@ def _is_bf16(packed: Any) -> bool:
     if isinstance(packed, types.BaseTuple | tuple):
         packed = packed[0]
     return bool(packed.dtype in (np.uint32, types.uint32))
+
+
+def _multiplier(panels: Any) -> Any:
+    """Returns the `matmul` of panels; takes arrays and Numba's types alike."""
+    if panels.dtype in (np.int32, types.int32):
+        return gemm_int8.matmul
+    return gemm_bf16.matmul if _is_bf16(panels) else gemm.matmul
 
 
 def pack(matrix: Array, panels: Any) -> None:
@@ -42,8 +50,7 @@ def pack_transposed(matrix: Array, panels: Any) -> None:
 
 def matmul(A: Array, panels: Any, C: Array, add: bool) -> None:
     """Computes C (+)= A B, as `gemm.matmul`."""
-    chosen = gemm_bf16 if _is_bf16(panels) else gemm
-    chosen.matmul(A, panels, C, add)
+    _multiplier(panels)(A, panels, C, add)
 
 
 def add_rows_transposed(
@@ -85,7 +92,7 @@ def _pack_transposed(matrix: Any, panels: Any) -> Any:
 
 @_overload(matmul)
 def _matmul(A: Any, panels: Any, C: Any, add: Any) -> Any:
-    chosen = gemm_bf16.matmul if _is_bf16(panels) else gemm.matmul
+    chosen = _multiplier(panels)
     return lambda A, panels, C, add: chosen(A, panels, C, add)
 
 

@@ -197,9 +197,9 @@ def _with_int8_panels(parameters: Parameters, weights: structs.Weights) -> struc
     """Returns packed weights whose products multiply int8 numbers."""
     shape = parameters.shape
     stacks = parameters.stacks
-    quads = (panel_count(shape.G), gemm_int8.row_count(shape.H), PANEL)
-    Wx = np.zeros((shape.L - 1, *quads), np.int32)
-    Wh = np.zeros((shape.L, *quads), np.int32)
+    size = (panel_count(shape.G), gemm_int8.row_count(shape.H))
+    Wx = gemm_int8.allocate_panels(shape.L - 1, *size)
+    Wh = gemm_int8.allocate_panels(shape.L, *size)
     for layer in range(shape.L):
         Wh[layer] = gemm_int8.pack(stacks.Wh[layer])
         if layer:
