@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.gemm_tile import PANEL, Operand, make_gemm_tile, multiply_panel
-from treadle.kernels.jit import jit_views
+from treadle.kernels.gemm_tile import LANES, PANEL, Operand, make_gemm_tile, multiply_panel
+from treadle.kernels.jit import jit_inline, jit_views
 
 Array = npt.NDArray[np.float32]
 
@@ -16,6 +16,39 @@ _row1 = make_gemm_tile(1, 1, edge=True)
 _row2 = make_gemm_tile(1, 2, edge=True)
 _row3 = make_gemm_tile(1, 3, edge=True)
 _row4 = make_gemm_tile(1, 4, edge=True)
+
+# The same where the last columns fill no more than half a panel.
+_half1 = make_gemm_tile(1, 1, edge=True, half=True)
+_half2 = make_gemm_tile(1, 2, edge=True, half=True)
+_half3 = make_gemm_tile(1, 3, edge=True, half=True)
+_half4 = make_gemm_tile(1, 4, edge=True, half=True)
+
+
+@jit_inline
+def _one_row_tile(
+    left: Operand, right: Operand, out: Operand, panels: int, K: int, columns: int, add: bool
+) -> None:
+    """Computes one row of the next `panels` panels, up to four, of which `columns` are in C."""
+    half = columns <= (panels - 1) * PANEL + LANES
+    if panels >= 4:
+        if half:
+            _half4(left, right, out, 0, K, columns, add)
+        else:
+            _row4(left, right, out, 0, K, columns, add)
+    elif panels == 3:
+        if half:
+            _half3(left, right, out, 0, K, columns, add)
+        else:
+            _row3(left, right, out, 0, K, columns, add)
+    elif panels == 2:
+        if half:
+            _half2(left, right, out, 0, K, columns, add)
+        else:
+            _row2(left, right, out, 0, K, columns, add)
+    elif half:
+        _half1(left, right, out, 0, K, columns, add)
+    else:
+        _row1(left, right, out, 0, K, columns, add)
 
 
 @jit_views
@@ -29,15 +62,7 @@ def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
     for j in range(0, count, 4):
         right = Operand(panels, j * size, size, PANEL)
         out = Operand(C, j * PANEL, N, 1)
-        columns = N - j * PANEL
-        if count - j >= 4:
-            _row4(left, right, out, 0, K, columns, add)
-        elif count - j == 3:
-            _row3(left, right, out, 0, K, columns, add)
-        elif count - j == 2:
-            _row2(left, right, out, 0, K, columns, add)
-        else:
-            _row1(left, right, out, 0, K, columns, add)
+        _one_row_tile(left, right, out, min(count - j, 4), K, N - j * PANEL, add)
 
 
 @jit_views

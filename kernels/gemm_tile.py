@@ -60,10 +60,10 @@ class Operand(NamedTuple):
 class _Emitter:
     """Writes the loop of one tile with an LLVM IR builder."""
 
-    def __init__(self, builder: Any, rows: int, panels: int) -> None:
+    def __init__(self, builder: Any, rows: int, vectors: int) -> None:
         self.builder = builder
         self.rows = range(rows)
-        self.columns = range(panels * _VECTORS)
+        self.columns = range(vectors)
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         name = f"llvm.fma.v{LANES}f32"
         self.fma = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -211,7 +211,9 @@ def _compiled_bounds_check(
         simd.check_range(context, builder, B.array.nitems, start, count)
 
 
-def _compiled_tile(rows: int, panels: int, edge: bool, emitter: Any = _Emitter) -> Any:
+def _compiled_tile(
+    rows: int, panels: int, edge: bool, emitter: Any = _Emitter, half: bool = False
+) -> Any:
     def tile(
         typing_context: Any, A: Any, B: Any, C: Any, row: Any, steps: Any, columns: Any, add: Any
     ) -> Any:
@@ -227,7 +229,7 @@ def _compiled_tile(rows: int, panels: int, edge: bool, emitter: Any = _Emitter) 
             if BOUNDS_CHECKED:
                 numbers = (first_row, steps, columns)
                 _compiled_bounds_check(context, builder, (A, B, C), numbers, rows, panels, edge)
-            emit = emitter(builder, rows, panels)
+            emit = emitter(builder, rows, panels * _VECTORS - half)
             masks = [emit.mask(columns, j) for j in emit.columns] if edge else []
             a_base = emit.at(A.array.data, A.offset, builder.mul(A.row, first_row))
             a_rows = [emit.at(a_base, builder.mul(A.row, _INT64(i))) for i in emit.rows]
@@ -304,7 +306,9 @@ def _python_tile(
     return tile
 
 
-def make_gemm_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> Any:
+def make_gemm_tile(
+    rows: int, panels: int, edge: bool, pairs: bool = False, half: bool = False
+) -> Any:
     """Makes a tile of `rows` rows and `panels` panels.
 
     Args:
@@ -313,6 +317,8 @@ def make_gemm_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> A
             registers.
         edge: C may end within the last panel; no column past its end is read or written.
         pairs: A and B hold pairs of bfloat16 numbers, each as the float32 number of its bits.
+        half: C ends within the first half of the last panel, LANES columns, so that the other
+            half need not be computed; only with `edge`.
 
     Returns:
         A function for compiled code, tile(A, B, C, row, steps, columns, add). A, B and C are
@@ -324,13 +330,14 @@ def make_gemm_tile(rows: int, panels: int, edge: bool, pairs: bool = False) -> A
     if PYTHON_MODE:
         step = _python_multiply_add_pairs if pairs else _python_multiply_add
         return _python_tile(rows, panels, edge, step)
-    return _compiled_tile(rows, panels, edge, _EmitterForPairs if pairs else _Emitter)
+    return _compiled_tile(rows, panels, edge, _EmitterForPairs if pairs else _Emitter, half)
 
 
 _tile = make_gemm_tile(ROWS, 1, edge=False)
 _tile4 = make_gemm_tile(4, 1, edge=False)
 _edge = make_gemm_tile(ROWS, 1, edge=True)
 _edge1 = make_gemm_tile(1, 1, edge=True)
+_half = make_gemm_tile(ROWS, 1, edge=True, half=True)
 
 
 @jit_views
@@ -356,6 +363,10 @@ def multiply_panel(
         while i + 4 <= rows:
             _tile4(A, B, C, i, steps, columns, add)
             i += 4
+    elif columns <= LANES:
+        while i + ROWS <= rows:
+            _half(A, B, C, i, steps, columns, add)
+            i += ROWS
     while i + ROWS <= rows:
         _edge(A, B, C, i, steps, columns, add)
         i += ROWS

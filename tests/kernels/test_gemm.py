@@ -9,14 +9,18 @@ from small_networks import relative_error, same_bytes
 from treadle.kernels import gemm_transposed
 from treadle.kernels.gemm import add_rows, matmul
 from treadle.kernels.gemm_packing import pack, pack_transposed, panel_count
-from treadle.kernels.gemm_tile import PANEL, ROWS
+from treadle.kernels.gemm_tile import LANES, PANEL, ROWS
 from treadle.kernels.gemm_transposed import add_rows_transposed, allocate_row_block
 from treadle.kernels.structs import ROW_BLOCK
 
 Floats = NDArray[np.float32]
 
 SIZES = [(1, 1, 1), (7, 33, 132), (13, 5, 65), (1, 9, 4 * PANEL + 5), (ROWS + 5, 3, PANEL)]
-"""(M, K, N): less than a tile, all sizes of tile, four panels at once, no partial panel."""
+SIZES += [
+    (1, 9, N) for N in (PANEL - 1, PANEL + LANES, 2 * PANEL + 1, 4 * PANEL - 1, 4 * PANEL - LANES)
+]
+"""(M, K, N): less than a tile, all sizes of tile, four panels at once, no partial panel; then a
+single row whose last panel is full or not, and of which half a panel is enough or not."""
 
 
 def packed(matrix: Floats) -> Floats:

@@ -72,6 +72,26 @@ def test_compiled_tile_is_the_python_tile(
     assert same_bytes(by_python, expected)
 
 
+@pytest.mark.parametrize("missing", [gemm_tile.LANES, PANEL - 1])
+@pytest.mark.parametrize(("rows", "panels"), [(ROWS, 1), (1, 1), (1, 3)])
+def test_half_a_panel_is_enough_for_half_a_panel(rows: int, panels: int, missing: int) -> None:
+    """Nothing is read of the other half, which is no number here."""
+    columns = panels * PANEL - missing
+    instruction = gemm_tile._compiled_tile(rows, panels, True, half=True)
+
+    def call(A: Operand, B: Operand, C: Operand, columns: int) -> None:
+        instruction(A, B, C, 0, 5, columns, True)
+
+    a = whole_numbers(1, rows, 5)
+    b = whole_numbers(2, panels, 5, PANEL)
+    b[-1, :, gemm_tile.LANES :] = np.nan
+    c = whole_numbers(3, rows, columns)
+    out = c.copy()
+    B = Operand(b, 0, 5 * PANEL, PANEL)
+    compiled(call)(Operand(a, 0, 5, 1), B, Operand(out, 0, columns, 1), columns)
+    assert same_bytes(out, c + a @ b.transpose(1, 0, 2).reshape(5, -1)[:, :columns])
+
+
 def test_tiles_are_compiled_unless_in_python_mode() -> None:
     assert inspect.isfunction(gemm_tile.make_gemm_tile(1, 1, edge=False)) == PYTHON_MODE
 
