@@ -56,6 +56,8 @@ class TrainOptions(TypedDict, total=False):
     schedule: Literal["constant", "cosine", "plateau"] | int
     plateau_factor: float
     plateau_patience: int
+    averaging: float
+    final_rate: float
     warmup_steps: int
     beta1: float
     beta2: float

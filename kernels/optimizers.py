@@ -34,6 +34,13 @@ def add_into(source: Array, target: Array) -> None:
 
 
 @jit
+def move_towards(source: Array, share: np.float32, target: Array) -> None:
+    """Moves `target` by a share of its distance to `source`, both (N,)."""
+    for n in range(target.size):
+        target[n] = fma(share, source[n] - target[n], target[n])
+
+
+@jit
 def clip_by_value(gradient: Array, limit: np.float32) -> None:
     """Clips every element of `gradient` (N,) to [-limit, limit]."""
     for n in range(gradient.size):

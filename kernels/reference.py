@@ -17,6 +17,7 @@ The file follows a training step from top to bottom:
     the same with int8 weights       Int8Matrix, with_int8_weights
     clipping                         clip_by_value, clip_by_global_norm
     gradient descent                 sgd_step, adagrad_step, adam_step
+    mean of the weights              move_towards
     sampling, generation             sample, generate
 
 This trains a network of eight hidden units to spell "hello":
@@ -935,6 +936,20 @@ def adagrad_step(
     g = g + weight_decay * w
     G += g**2
     w -= lr * g / (np.sqrt(G) + eps)
+
+
+def move_towards(source: Array, share: float, target: Array) -> None:
+    """Moves the target by a share of its distance to the source, in place.
+
+    With shares (p + 1) / (n + p) for n = 1, 2, ... the target is a mean of the sources in which
+    later ones count more (polynomial-decay averaging, Shamir & Zhang 2013).
+
+    Args:
+        source: any shape.
+        share: from 0, which keeps the target, to 1.
+        target: the source's shape; changed.
+    """
+    target += share * (source - target)
 
 
 def adam_step(

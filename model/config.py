@@ -168,6 +168,10 @@ class OptimizerConfig(Checked):
     """PLATEAU: the factor that the rate is multiplied by."""
     plateau_patience: int = field(default=2, metadata=whole(1, MAX_UINT32))
     """PLATEAU: validations without a better loss before that; PyTorch's patience plus 1."""
+    final_rate: float = field(default=0.0, metadata=real(most=1))
+    """COSINE: the share of the learning rate at which a run ends."""
+    averaging: float = field(default=0.0, metadata=real())
+    """The power by which later weights count more in the mean that becomes the model; 0: none."""
 
     @property
     def rate(self) -> float:

@@ -39,6 +39,7 @@ def training_bytes(
     drops: bool = False,
     accumulates: bool = False,
     drops_top: bool = False,
+    averages: bool = False,
 ) -> int:
     """Returns the memory of the arrays of a run without its corpus, in bytes.
 
@@ -50,6 +51,7 @@ def training_bytes(
         drops: Whether units are dropped between layers.
         accumulates: Whether gradients of several batches are added up for a step.
         drops_top: Whether units are dropped before the output layer.
+        averages: Whether a mean of the weights is kept.
     """
     H = shape.H
     L = shape.L
@@ -59,7 +61,7 @@ def training_bytes(
     table = rows_of_table(shape.V, rows * window) * G
     shards = math.ceil(rows / SHARD_ROWS)
     # parameters, gradient, moments; the best ones; a copy that is validated or saved
-    buffers = 2 + MOMENTS[kind] + 1 + 2 + accumulates
+    buffers = 2 + MOMENTS[kind] + 1 + 2 + accumulates + averages
     once = parameters * buffers + packed_floats(shape) + table
     work = rows * window * (step_floats(shape) + H + dropping)
     work += 2 * rows * L * H  # the states before a step, in case it is dropped
@@ -112,6 +114,7 @@ def check_memory(
         drops=config.network.dropout > 0,
         accumulates=config.optimizer.accumulation_steps > 1,
         drops_top=config.network.output_dropout > 0,
+        averages=config.optimizer.averaging > 0,
     )
     if needed + corpus + indexing <= limit_bytes:
         return

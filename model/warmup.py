@@ -37,7 +37,7 @@ def warm() -> None:
         # Every optimizer once, whatever the number of cells.
         kind = kinds[number % len(kinds)]
         # clip_value and a tiny clip_norm call the clipping kernels as well
-        optimizer = OptimizerConfig(kind=kind, clip_value=1.0, clip_norm=1e-6)
+        optimizer = OptimizerConfig(kind=kind, clip_value=1.0, clip_norm=1e-6, averaging=1.0)
         network = replace(config.network, cell=cell, embedding_size=2 * (cell is not Cell.RNN))
         model = train(corpus, replace(config, network=network, optimizer=optimizer))
         _warm_inference(model)

@@ -148,7 +148,7 @@ class TrainingState:
     def record_progress(self, progress: Progress) -> None:
         """Records a progress, keeps its weights if they are the best, and begins an interval."""
         if progress.valid_loss is not None:
-            self.selection.offer(progress, self.parameters.flat)
+            self.selection.offer(progress, self.evaluated().flat)
         self.metrics.begin_interval(progress)
 
     def record_carried(self, carried: tuple[Array, Array]) -> None:
@@ -300,15 +300,20 @@ class TrainingState:
 
     # ------------------------------------------------------------ models
 
+    def evaluated(self) -> Parameters:
+        """Returns the weights that are evaluated and stored: their mean, if one is kept."""
+        mean = self.optimizer.mean
+        return self.parameters if mean is None or not self.optimizer.steps else mean.parameters
+
     def last_snapshot(self) -> Snapshot:
-        """Returns a copy of the current weights."""
+        """Returns a copy of the current weights, or of their mean."""
         metrics = self.metrics
         steps = self.optimizer.steps
         loss = math.nan if metrics.last_progress is None else metrics.last_progress.train_loss
         validated = metrics.valid_step == steps
         valid_loss = metrics.valid_loss if validated else None
         valid_tokens = metrics.valid_tokens if validated else 0
-        return self._snapshot(self.parameters.flat, steps, loss, valid_loss, valid_tokens)
+        return self._snapshot(self.evaluated().flat, steps, loss, valid_loss, valid_tokens)
 
     def best_snapshot(self) -> Snapshot | None:
         """Returns the best weights; None before the first validation."""
@@ -409,6 +414,7 @@ class TrainingState:
             "weights": self.parameters.flat,
             "means": None if optimizer.means is None else optimizer.means.flat,
             "squares": None if optimizer.squares is None else optimizer.squares.flat,
+            "mean_weights": None if optimizer.mean is None else optimizer.mean.parameters.flat,
             "best_weights": self.selection.weights,
             "hs": None if self.carried is None else self.carried[0],
             "cs": None if self.carried is None else self.carried[1],
@@ -450,6 +456,7 @@ class TrainingState:
             "weights": self.parameters,
             "means": optimizer.means,
             "squares": optimizer.squares,
+            "mean_weights": None if optimizer.mean is None else optimizer.mean.parameters,
         }
         for name, buffer in buffers.items():
             if buffer is not None:

@@ -453,7 +453,7 @@ class Trainer:
         plan = state.validation_plan()
         with self._timed():
             loss = evaluation.loss(
-                state.parameters, CorpusRole.VALID, plan.sample_tokens, final=False
+                state.evaluated(), CorpusRole.VALID, plan.sample_tokens, final=False
             )
             if loss is not None and not math.isfinite(loss.value):
                 raise self._loss_not_finite(loss, self.steps)

@@ -173,7 +173,8 @@ class TestTrain:
             "--auto --format csv --column name --encoding latin-1 --test-fraction 0.05 "
             "--min-frequency 2 --lower-case --output-dropout 0.3 --tied-weights "
             "--accumulation-steps 4 --schedule plateau --plateau-factor 0.25 "
-            "--plateau-patience 3 --max-tokens 1000000 --max-wall-time 2h "
+            "--plateau-patience 3 --averaging 2 --final-rate 0.5 "
+            "--max-tokens 1000000 --max-wall-time 2h "
             "--early-stopping-patience 5 --max-memory 1.5GB --keep last --init-from old@stable "
             "--init-from-version 3 --request-id once --tokenizer subwords"
         )
@@ -197,6 +198,8 @@ class TestTrain:
                     schedule=v1.SCHEDULE_PLATEAU,
                     plateau_factor=0.25,
                     plateau_patience=3,
+                    averaging=2,
+                    final_rate=0.5,
                 ),
                 limits=v1.LimitsSpec(
                     max_tokens=1_000_000,

@@ -194,6 +194,8 @@ def test_nothing_is_not_taken_for_the_default(option: str) -> None:
         "test_fraction",
         "validation_fraction",
         "clip_norm",
+        "averaging",
+        "final_rate",
         "weight_decay",
         "early_stopping_patience",
         "sample_tokens",

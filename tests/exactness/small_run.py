@@ -55,7 +55,9 @@ CONFIGS["lstm tied"] = TrainConfig(
     network=NetworkConfig(
         cell=Cell.LSTM, hidden_size=21, embedding_size=21, output_dropout=0.3, tied_weights=True
     ),
-    optimizer=OptimizerConfig(schedule=Schedule.PLATEAU, plateau_patience=1, accumulation_steps=2),
+    optimizer=OptimizerConfig(
+        schedule=Schedule.PLATEAU, plateau_patience=1, accumulation_steps=2, averaging=3.0
+    ),
 )
 CONFIGS = {
     name: replace(

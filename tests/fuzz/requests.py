@@ -551,6 +551,8 @@ _LIKELY: dict[str, dict[str, Any]] = {
         "learning_rate": (0.3, (0.01, 1e6)),
         "schedule": (0.3, (1, 2, 3)),
         "accumulation_steps": (0.2, (1, 3)),
+        "averaging": (0.2, (1, 4)),
+        "final_rate": (0.2, (0.5, 1)),
     },
     "LimitsSpec": {"max_steps": (1, (1, 3)), "max_time_s": (0.2, (0.1, 1.0))},
     "ListJobsRequest": {**_PAGES, "states": (0.3, ([1, 2], [0], [4])), "model": (0.2, ("a",))},

@@ -56,6 +56,8 @@ EDGES: list[tuple[type[Checked], str, list[Any], list[Any]]] = [
     (OptimizerConfig, "clip_norm", [0.0, 10.0], [-0.1]),
     (OptimizerConfig, "clip_value", [0.0, 10.0], [-0.1]),
     (OptimizerConfig, "accumulation_steps", [1, 4096], [0, 4097]),
+    (OptimizerConfig, "final_rate", [0.0, 1.0], [-0.1, 1.1]),
+    (OptimizerConfig, "averaging", [0.0, 100.0], [-0.1]),
     (OptimizerConfig, "plateau_factor", [0.001, 0.999], [0.0, 1.0]),
     (OptimizerConfig, "plateau_patience", [1, 2**32 - 1], [0, 2**32]),
     (LimitsConfig, "max_steps", [1, 2**64 - 1], [0, 2**64]),

@@ -56,6 +56,12 @@ def test_the_rate_rises_over_the_warm_up_in_equal_steps() -> None:
     assert rates == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3, 0.3, 0.3])
 
 
+def test_the_cosine_ends_at_the_final_rate() -> None:
+    config = OptimizerConfig(learning_rate=2.0, final_rate=0.25)
+    rates = [learning_rate(config, 9, progress, 0) for progress in (0.0, 0.5, 1.0, 2.0)]
+    assert rates == pytest.approx([2.0, 1.25, 0.5, 0.5])
+
+
 def test_the_cosine_falls_from_the_whole_rate_to_nothing() -> None:
     config = OptimizerConfig(learning_rate=2.0)
     rates = [learning_rate(config, 1000, share, 0) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

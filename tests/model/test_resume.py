@@ -113,6 +113,7 @@ def test_a_run_left_and_gone_on_with_has_the_same_bits(
         {"kind": OptimizerKind.ADAM, "weight_decay": 0.1, "clip_value": 0.01},
         {"accumulation_steps": 3},
         {"schedule": Schedule.CONSTANT, "warmup_steps": 20},
+        {"schedule": Schedule.PLATEAU, "averaging": 2.5},
     ],
     ids=lambda settings: "-".join(map(str, settings)),
 )
@@ -291,7 +292,7 @@ for _ in trainer.run(between=between):
 
 @pytest.mark.jit
 def test_a_process_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    settings = replace(config(), limits=LimitsConfig(max_steps=400))
+    settings = replace(config(averaging=4.0), limits=LimitsConfig(max_steps=400))
     whole = Trainer(corpus_of(settings), settings)
     for _ in whole.run():
         pass

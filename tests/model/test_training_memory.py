@@ -24,7 +24,7 @@ from treadle.model.config import (
 from treadle.model.data.corpus import CorpusFile
 from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, TokenizerKind
 from treadle.model.errors import ConfigError, CorpusError, TrainingError
-from treadle.model.network.memory_estimate import scorer_bytes
+from treadle.model.network.memory_estimate import FLOAT_BYTES, scorer_bytes
 from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import allocate_workspace
 from treadle.model.online.config import LearningConfig
@@ -132,6 +132,15 @@ def test_dropout_takes_its_memory() -> None:
         taken = [work.keep.nbytes + work.dropped.nbytes for work in workspaces]
         assert taken[0] == 0
         assert estimates[1] - estimates[0] == taken[1] > 0
+
+
+def test_a_mean_of_the_weights_takes_their_memory() -> None:
+    shape = Shape(Cell.GRU, V=26, E=8, H=64, L=2)
+    estimates = [
+        training_bytes(shape, 40, 32, OptimizerKind.SGD, averages=averages)
+        for averages in (False, True)
+    ]
+    assert estimates[1] - estimates[0] == FLOAT_BYTES * shape.parameter_count
 
 
 def test_dropout_before_the_output_takes_its_memory() -> None:

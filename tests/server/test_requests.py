@@ -110,6 +110,8 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             accumulation_steps=3,
             plateau_factor=0.25,
             plateau_patience=4,
+            averaging=4,
+            final_rate=0.5,
             warmup_steps=0,
             beta1=0,
             beta2=0.5,

@@ -388,7 +388,9 @@ class _ScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Schedule.Val
     SCHEDULE_CONSTANT: _Schedule.ValueType  # 1
     """The same rate at every step after the warm-up."""
     SCHEDULE_COSINE: _Schedule.ValueType  # 2
-    """Half a cosine wave, from the full rate down to 0 at the end of the run."""
+    """Half a cosine wave, from the full rate down to final_rate, by default 0, at
+    the end of the run.
+    """
     SCHEDULE_PLATEAU: _Schedule.ValueType  # 3
     """The full rate, multiplied by plateau_factor each time plateau_patience
     validations in a row have not improved the loss.
@@ -402,7 +404,9 @@ SCHEDULE_UNSPECIFIED: Schedule.ValueType  # 0
 SCHEDULE_CONSTANT: Schedule.ValueType  # 1
 """The same rate at every step after the warm-up."""
 SCHEDULE_COSINE: Schedule.ValueType  # 2
-"""Half a cosine wave, from the full rate down to 0 at the end of the run."""
+"""Half a cosine wave, from the full rate down to final_rate, by default 0, at
+the end of the run.
+"""
 SCHEDULE_PLATEAU: Schedule.ValueType  # 3
 """The full rate, multiplied by plateau_factor each time plateau_patience
 validations in a row have not improved the loss.
@@ -918,6 +922,8 @@ class OptimizerSpec(_message.Message):
     ACCUMULATION_STEPS_FIELD_NUMBER: _builtins.int
     PLATEAU_FACTOR_FIELD_NUMBER: _builtins.int
     PLATEAU_PATIENCE_FIELD_NUMBER: _builtins.int
+    AVERAGING_FIELD_NUMBER: _builtins.int
+    FINAL_RATE_FIELD_NUMBER: _builtins.int
     optimizer: Global___Optimizer.ValueType
     """The update rule. Default: Adam."""
     learning_rate: _builtins.float
@@ -967,6 +973,16 @@ class OptimizerSpec(_message.Message):
     reduced, 1 or more. It is one more than the patience of PyTorch's
     ReduceLROnPlateau. Default: 2.
     """
+    averaging: _builtins.float
+    """Evaluate and store a mean of the weights over the steps instead of the last
+    weights. The n-th weights count about n to this power, 0 or more, so that
+    the mean follows the run (polynomial-decay averaging, Shamir and Zhang
+    2013). 8 suits final_rate 0.2. 0 switches it off. Default: 0.
+    """
+    final_rate: _builtins.float
+    """SCHEDULE_COSINE: the share of the learning rate at which the run ends, 0 to
+    1. Default: 0.
+    """
     def __init__(
         self,
         *,
@@ -983,10 +999,12 @@ class OptimizerSpec(_message.Message):
         accumulation_steps: _builtins.int = ...,
         plateau_factor: _builtins.float | None = ...,
         plateau_patience: _builtins.int = ...,
+        averaging: _builtins.float = ...,
+        final_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_plateau_factor", b"_plateau_factor", "_warmup_steps", b"_warmup_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "plateau_factor", b"plateau_factor", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_plateau_factor", b"_plateau_factor", "_warmup_steps", b"_warmup_steps", "accumulation_steps", b"accumulation_steps", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "plateau_factor", b"plateau_factor", "plateau_patience", b"plateau_patience", "precision", b"precision", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_norm", b"_clip_norm", "_learning_rate", b"_learning_rate", "_plateau_factor", b"_plateau_factor", "_warmup_steps", b"_warmup_steps", "accumulation_steps", b"accumulation_steps", "averaging", b"averaging", "beta1", b"beta1", "beta2", b"beta2", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "final_rate", b"final_rate", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "plateau_factor", b"plateau_factor", "plateau_patience", b"plateau_patience", "precision", b"precision", "schedule", b"schedule", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
