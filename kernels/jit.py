@@ -220,6 +220,26 @@ def _compiled(function: Function, counts_references: bool) -> Function:
     return cast("Function", compiled)
 
 
+def specialize(kernel: Function, *arguments: Any) -> Function:
+    """Returns a kernel as it is compiled for arguments of these types.
+
+    A call of the kernel itself looks at every argument to find the types, which takes 7 us for
+    tuples of many arrays. What is returned must get no other types.
+
+    Args:
+        kernel: made by `jit`.
+        arguments: what it is called with.
+
+    Returns:
+        The compiled function; the kernel itself under NUMBA_DISABLE_JIT=1.
+    """
+    if PYTHON_MODE:
+        return kernel
+    compiled: Any = kernel
+    found = compiled.compile(tuple(compiled.typeof_pyval(each) for each in arguments))
+    return cast("Function", found)
+
+
 def jit_inline(function: Function) -> Function:
     """Compiles a few lines of arithmetic into the loops of each caller.
 

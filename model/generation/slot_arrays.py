@@ -6,7 +6,7 @@ of a row, and slots may be added and removed between two chunks of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from treadle.kernels import structs
 from treadle.kernels.decode import DecodedTokens, Sequences, decode
+from treadle.kernels.jit import specialize
 from treadle.kernels.logit_edits import NO_CONSTRAINT, LogitEdits
 from treadle.model.network.session_state import SessionState
 from treadle.model.network.shape import CELL_CODES
@@ -76,6 +77,7 @@ class SlotArrays:
         self._sessions = _sessions([])
         self._edits = _edits([], shape.V, self._rules)
         self._works: dict[int, structs.Workspace] = {}
+        self._decode: Callable[..., None] | None = None  # as compiled for the present arrays
 
     def replace(self, leaving: Collection[SequenceSlot], joining: Sequence[SequenceSlot]) -> None:
         """Removes some slots and adds others; the rest is not affected.
@@ -107,6 +109,7 @@ class SlotArrays:
         self._sessions = _join_sessions(self._sessions, kept_rows, _sessions(joining))
         self.slots = [*staying, *joining]
         self._edits = _edits(self.slots, self._shape.V, self._rules)
+        self._decode = None
 
     def _check(self, slot: SequenceSlot) -> None:
         """Checks everything in a slot that kernels index with."""
@@ -143,8 +146,10 @@ class SlotArrays:
             alternatives=np.zeros(size, np.int32),
             alternative_log_probabilities=np.zeros(size, np.float32),
         )
-        work = self._workspace(M)
-        decode(self._cell, self._weights, work, self._state, self._sessions, self._edits, drawn)
+        given = (self._cell, self._weights, self._workspace(M), self._state, self._sessions)
+        if self._decode is None:
+            self._decode = specialize(decode, *given, self._edits, drawn)
+        self._decode(*given, self._edits, drawn)
         tokens = drawn.tokens.T.tolist()
         log_probabilities = drawn.log_probabilities.T.tolist()
         return Chunk(tokens, log_probabilities, drawn, self)
