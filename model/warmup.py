@@ -16,7 +16,7 @@ from treadle.model.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from treadle.model.enums import Cell, OptimizerKind, Precision
+from treadle.model.enums import Cell, InferencePrecision, OptimizerKind, Precision
 from treadle.model.generation.novelty import NoveltyIndex
 from treadle.model.model import Model
 from treadle.model.online.learner import Learner
@@ -53,8 +53,9 @@ def _warm_inference(model: Model) -> None:
     """Generates and scores in every way that has its own kernels."""
     reported: dict[str, Any] = {"ranks": True, "top_log_probabilities": 2, "max_new_tokens": 2}
     changed: dict[str, Any] = {"repetition_penalty": 2, "min_p": 0.1, "typical_p": 0.5}
-    model.generate("warm", top_p=0.5, **reported, **changed, forced_tokens=(0,))
-    model.generate("warm", best_of=2, **reported)
-    model.score("warm", details=Details(ranks=True, alternatives=2))
+    for view in map(model.at, InferencePrecision):
+        view.generate("warm", top_p=0.5, **reported, **changed, forced_tokens=(0,))
+        view.generate("warm", best_of=2, **reported)
+        view.score("warm", details=Details(ranks=True, alternatives=2))
     for _ in Learner(model).feed("warm", end=True, learn=True):
         pass

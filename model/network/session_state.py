@@ -5,11 +5,11 @@ they belong to the caller, who may store them, copy them, or pass them to anothe
 same model.
 
 Format, little-endian: `TRS`, a byte of the version (1, or 2 with counts; of a network with int8
-weights 3, or 4 with counts), 16 bytes of the model's content hash, a byte that is 1 if there is a
-seed, the seed and its draws so far (8 bytes each), the last token, which is not read yet (4 bytes,
--1 for none), the bytes that the text stream holds back (a byte of length and 7 bytes), hs and of
-LSTMs cs in float32, the counts, and 16 bytes of SHA-256, which detect damage, or with a key of
-HMAC-SHA256 (RFC 2104), which detect forgery as well.
+weights 4, or 5 with counts; 3 are those that a server encrypts), 16 bytes of the model's content
+hash, a byte that is 1 if there is a seed, the seed and its draws so far (8 bytes each), the last
+token, which is not read yet (4 bytes, -1 for none), the bytes that the text stream holds back (a
+byte of length and 7 bytes), hs and of LSTMs cs in float32, the counts, and 16 bytes of SHA-256,
+which detect damage, or with a key of HMAC-SHA256 (RFC 2104), which detect forgery as well.
 
 The penalties use the counts: how often each token was drawn, and how often prompts contained it.
 Only tokens that occurred are written, as three numbers each, in LEB128 (7 bits a byte, the lowest
@@ -42,8 +42,8 @@ Ints = npt.NDArray[np.int32]
 _MAGICS = {
     (InferencePrecision.FP32, False): b"TRS\x01",
     (InferencePrecision.FP32, True): b"TRS\x02",
-    (InferencePrecision.INT8, False): b"TRS\x03",
-    (InferencePrecision.INT8, True): b"TRS\x04",
+    (InferencePrecision.INT8, False): b"TRS\x04",
+    (InferencePrecision.INT8, True): b"TRS\x05",
 }
 """The first bytes of a state, by its precision and by whether it has counts."""
 

@@ -226,6 +226,8 @@ class FakeService(FakeTravel, FakeFiles):
         """The numbers of texts that end without a result, where several are made."""
         self.layout = v1.CORPUS_LAYOUT_TEXT
         """Of every model."""
+        self.precision: v1.InferencePrecision.ValueType = v1.INFERENCE_PRECISION_UNSPECIFIED
+        """That of requests without one; unset, as of servers that do not tell it."""
         self.pieces: list[v1.TextPiece] = []
         """What came in ScoreStream calls."""
         self.steps: list[v1.LearnStreamRequest] = []
@@ -380,6 +382,7 @@ class FakeService(FakeTravel, FakeFiles):
             return
         stop = request.stop_sequences[0] if request.stop_sequences else ""
         result = a_result(request, stop)
+        result.inference_precision = request.inference_precision or self.precision
         if request.return_state:
             result.state = (
                 request.state
@@ -398,6 +401,7 @@ class FakeService(FakeTravel, FakeFiles):
             if index in self.lost:
                 continue
             result = a_result(request, "")
+            result.inference_precision = request.inference_precision or self.precision
             result.stop_reason = v1.STOP_REASON_END_TOKEN
             result.total_log_probability = -float(len(texts[index]))
             if request.novelty:
@@ -420,7 +424,8 @@ class FakeService(FakeTravel, FakeFiles):
         for text, score in zip(request.texts, scores, strict=True):
             if request.return_states:
                 score.state = request.state + request.context.encode() + text.encode()
-        return v1.ScoreResponse(scores=scores, version=7)
+        precision = request.inference_precision or self.precision
+        return v1.ScoreResponse(scores=scores, version=7, inference_precision=precision)
 
     def ScoreStream(  # noqa: N802
         self, requests: Iterator[v1.ScoreStreamRequest], context: Any
@@ -499,6 +504,7 @@ class FakeService(FakeTravel, FakeFiles):
                 for text in request.texts
             ],
             version=7,
+            inference_precision=request.inference_precision or self.precision,
         )
 
     def ListModels(  # noqa: N802
@@ -543,6 +549,7 @@ class FakeService(FakeTravel, FakeFiles):
             models_loaded_bytes=5_000_000,
             memory_budget_bytes=2_000_000_000,
             memory_used_bytes=7_000_000,
+            inference_precision=self.precision,
         )
 
 

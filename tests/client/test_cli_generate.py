@@ -54,6 +54,41 @@ def test_options_become_the_request(
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        (["--int8"], v1.INFERENCE_PRECISION_INT8),
+        (["--inference-precision", "int8"], v1.INFERENCE_PRECISION_INT8),
+        (["--inference-precision", "fp32"], v1.INFERENCE_PRECISION_FP32),
+        ([], v1.INFERENCE_PRECISION_UNSPECIFIED),
+    ],
+)
+def test_every_command_that_computes_takes_a_precision(
+    server: FakeServer, service: FakeService, words: list[str], precision: int
+) -> None:
+    for command in (
+        ["generate", "m"],
+        ["score", "m", "--text", "a"],
+        ["embed", "m", "a"],
+        ["chat", "m"],
+        ["score-stream", "m"],
+    ):
+        service.requests.clear()
+        run(server.address, *command, *words, data=b"a\n")
+        asked = service.requests[-1]
+        assert getattr(asked, "spec", asked).inference_precision == precision
+
+
+def test_a_precision_is_given_once_and_reported(server: FakeServer, service: FakeService) -> None:
+    done = run(server.address, "generate", "m", "--int8", "--inference-precision", "fp32")
+    assert "not allowed with argument --int8" in complaint(done, 2)
+    done = run(server.address, "generate", "m", "--int8", "--log-probabilities")
+    assert b"seed 9223372036854775808, version 1, int8\n" in done.stderr
+    assert "precision" not in out(server.address, "info")  # an older server does not tell it
+    service.precision = v1.INFERENCE_PRECISION_FP32
+    assert "precision      fp32\n" in out(server.address, "info")
+
+
 def test_ranks_and_alternatives_are_printed_next_to_the_text(server: FakeServer) -> None:
     done = run(server.address, "generate", "m", "--ranks", "--top", "2")
     assert done.stdout == b"ello\n"

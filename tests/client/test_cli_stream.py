@@ -474,6 +474,10 @@ class TestLearning:
         (["--publish-every", "0"], "--publish-every needs --learn: give that as well"),
         (["--learning-rate", "0"], "--learning-rate needs --learn: give that as well"),
         (["--learn", "--context", ""], "--context does not go with --learn"),
+        (
+            ["--learn", "--int8"],
+            "--inference-precision does not go with --learn, which computes in float32",
+        ),
         (["--threshold", "nan"], "--threshold must be a number of nats, not nan"),
         (["--top-g", "-1"], "--top-g cannot be -1"),
         (["--column", "text"], "--column needs --format jsonl"),

@@ -304,6 +304,24 @@ class TestScore:
         assert [r.version for r in service.requests] == [0, 7, 7]
         assert {r.context for r in service.requests} == {"c"}
 
+    def test_later_calls_keep_to_the_precision_of_the_first_one(
+        self, client: Client, service: FakeService
+    ) -> None:
+        texts = ["x"] * 2500
+        service.precision = v1.INFERENCE_PRECISION_INT8
+        for make in (client.score, client.embeddings):
+            service.requests.clear()
+            list(make("m", texts))
+            first, *later = [request.inference_precision for request in service.requests]
+            assert first == v1.INFERENCE_PRECISION_UNSPECIFIED
+            assert set(later) == {v1.INFERENCE_PRECISION_INT8}
+            service.requests.clear()
+            list(make("m", texts, inference_precision="fp32"))
+            asked = {request.inference_precision for request in service.requests}
+            assert asked == {v1.INFERENCE_PRECISION_FP32}
+        with pytest.raises(InputError, match="it is one of fp32, int8"):
+            client.generate("m", inference_precision="bf16")  # type: ignore[arg-type]
+
     def test_a_long_context_is_sent_once_and_then_the_state_after_it(
         self, client: Client, service: FakeService
     ) -> None:

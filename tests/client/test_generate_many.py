@@ -8,6 +8,7 @@ import pytest
 
 from treadle.client import Client, InputError, InternalError
 from treadle.client.generate_many import later_seed
+from treadle.v1.sequence_pb2 import INFERENCE_PRECISION_INT8
 
 from .fake import STUCK, FakeService
 
@@ -61,6 +62,17 @@ def test_unique_texts_are_looked_for_until_there_are_enough(
     assert [request.version for request in service.requests[1:]] == [1] * (
         len(service.requests) - 1
     )
+
+
+def test_later_calls_keep_to_the_precision_of_the_first_one(
+    client: Client, service: FakeService
+) -> None:
+    service.novel = NAMES
+    service.precision = INFERENCE_PRECISION_INT8
+    names(client, 20, unique=True, seed=1)
+    first, *later = [request.inference_precision for request in service.requests]
+    assert first == 0
+    assert set(later) == {INFERENCE_PRECISION_INT8}
 
 
 def test_the_same_seed_gives_the_same_texts(client: Client, service: FakeService) -> None:

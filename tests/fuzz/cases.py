@@ -222,7 +222,7 @@ def _odd_state(draw: Mutator, body: bytes, model: Model) -> bytes:
     numbers = bytearray(body[_HEAD.size :])
     V = model.vocabulary_size
     if field == 0:
-        head[0] = draw.random.choice((b"TRS\x01", b"TRS\x02", b"TRS\x03", b"\0\0\0\0"))
+        head[0] = draw.random.choice((*(b"TRS" + bytes([n]) for n in range(1, 6)), bytes(4)))
     elif field == 1:
         head[1] = draw.random.randbytes(16)
     elif field == 2:
@@ -245,7 +245,7 @@ def _odd_state(draw: Mutator, body: bytes, model: Model) -> bytes:
         shape = model.parameters.shape
         start = 4 * arrays * shape.L * shape.H
         numbers[start:] = draw.bytes(bytes(numbers[start:]), draw.random.choice((1, 2, 5)))
-        head[0] = draw.random.choice((head[0], b"TRS\x02"))
+        head[0] = draw.random.choice((head[0], b"TRS\x02", b"TRS\x05"))
     return _HEAD.pack(*head) + bytes(numbers)
 
 

@@ -446,6 +446,7 @@ _SOURCE: dict[str, Any] = {
     "version": (0.1, (0, 1, 2)),
     "unknown_policy": (0.6, (0, 2, 2, 2, 1, 3)),
 }
+_PRECISE: dict[str, Any] = {"inference_precision": (0.3, (0, 1, 2, 2))}
 _DETAILS: dict[str, Any] = {
     "log_probabilities": (0.2, (True,)),
     "ranks": (0.1, (True,)),
@@ -456,6 +457,7 @@ _JOB: dict[str, Any] = {"job": (1, _Drawer.job)}
 _LIKELY: dict[str, dict[str, Any]] = {
     "GenerateRequest": {
         **_SOURCE,
+        **_PRECISE,
         **_DETAILS,
         "prompt": (0.7, _Drawer.text),
         "max_new_tokens": (0.9, (0, 1, 8, 30, 150)),
@@ -483,15 +485,22 @@ _LIKELY: dict[str, dict[str, Any]] = {
     },
     "ScoreRequest": {
         **_SOURCE,
+        **_PRECISE,
         **_DETAILS,
         "texts": (1, _Drawer.texts),
         "context": (0.3, _Drawer.text),
         "state": (0.1, _Drawer.state),
         "return_states": (0.1, (True,)),
     },
-    "EmbedRequest": {**_SOURCE, "texts": (1, _Drawer.texts), "all_layers": (0.3, (True,))},
+    "EmbedRequest": {
+        **_SOURCE,
+        **_PRECISE,
+        "texts": (1, _Drawer.texts),
+        "all_layers": (0.3, (True,)),
+    },
     "ScoreStreamSpec": {
         **_SOURCE,
+        **_PRECISE,
         **_DETAILS,
         "context": (0.3, _Drawer.text),
         "state": (0.1, _Drawer.state),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from small_models import model_of
 
-from treadle.model import Model, Piece
+from treadle.model import InferencePrecision, Model, Piece
 from treadle.model.config import SamplingConfig
+from treadle.model.generation.decoding_batch import DecodingBatch
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import TOKENS
 from treadle.model.generation.sequence import Sequence
@@ -85,6 +86,33 @@ def test_no_group_is_larger_than_its_kernels_allow(
 
     asyncio.run(run())
     assert 1 < max(sizes) <= MAX_SLOTS
+
+
+def test_precisions_take_turns_and_never_share_a_step(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of()
+    view = model.at(InferencePrecision.INT8)
+    steps: list[InferencePrecision] = []
+    step = DecodingBatch.step
+
+    def watched(self: DecodingBatch, tokens: int) -> Any:
+        (precision,) = {each._network.precision for each in self._rows}
+        steps.append(precision)
+        return step(self, tokens)
+
+    monkeypatch.setattr(DecodingBatch, "step", watched)
+
+    async def run() -> None:
+        batcher = Batcher(scheduler)
+        calls = [texts_of(batcher, (model, view)[i % 2], 3, max_new_tokens=40) for i in range(6)]
+        found = await asyncio.gather(*calls)
+        for each, texts in zip((model, view) * 3, found, strict=True):
+            alone = [each.generate("ab", seed=1, index=i, max_new_tokens=40) for i in range(3)]
+            assert texts == alone
+
+    asyncio.run(run())
+    assert set(steps) == {InferencePrecision.FP32, InferencePrecision.INT8}
 
 
 def test_a_group_that_fails_ends_all_calls_and_the_next_call_works(

@@ -121,6 +121,11 @@ def test_what_the_contract_counts_in_32_bits_fits() -> None:
         ("address", "unix:50077", "TREADLE_ADDRESS 'unix:50077' names a socket without its abs"),
         ("log_level", "loud", "TREADLE_LOG_LEVEL must be debug"),
         ("log_format", "xml", "TREADLE_LOG_FORMAT must be text or json, not 'xml'"),
+        (
+            "inference_precision",
+            "bf16",
+            "TREADLE_INFERENCE_PRECISION must be fp32 or int8, not 'bf16'",
+        ),
         ("metrics_access", "all", "TREADLE_METRICS_ACCESS must be admin or public, not 'all'"),
         ("data_dir", "a\0b", "TREADLE_DATA_DIR has a NUL"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.model import (
+    InferencePrecision,
     Model,
     train,
 )
@@ -22,6 +24,7 @@ from treadle.model.config import (
     NetworkConfig,
     TrainConfig,
 )
+from treadle.model.network.packed_weights import PackedWeights
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ModelCache
 from treadle.server.resources.memory_budget import MemoryBudget
@@ -338,5 +341,78 @@ def test_a_model_deleted_while_it_is_loaded_is_not_kept(
         assert (await waiting).version == 1  # who asked before still gets it
         assert not models._models
         assert not models._loading
+
+    asyncio.run(run())
+
+
+def int8_bytes(model: Model) -> int:
+    """What a model's int8 form is counted as."""
+    return model.parameters.flat.nbytes // 2
+
+
+def test_the_int8_form_is_made_once_away_from_the_loop_and_counted(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[str] = []
+    pack = PackedWeights.get
+
+    def watched(self: PackedWeights, precision: InferencePrecision) -> Any:
+        packed.append(threading.current_thread().name)
+        return pack(self, precision)
+
+    monkeypatch.setattr(PackedWeights, "get", watched)
+    file_bytes = 3 * data_dir.models.find("a").size_bytes
+
+    async def run() -> None:
+        budget = MemoryBudget(1 << 30)
+        models = ModelCache(data_dir, 1 << 30, budget)
+        plain = await models.get("a")
+        assert await models.at_precision(plain, InferencePrecision.FP32) is plain
+        calls = [models.at_precision(plain, InferencePrecision.INT8) for _ in range(5)]
+        found = await asyncio.gather(*calls)
+        assert {id(source.model) for source in found} == {id(found[0].model)}
+        assert found[0] == replace(plain, model=plain.model.at(InferencePrecision.INT8))
+        assert budget.used == models.size_bytes == file_bytes + int8_bytes(plain.model)
+        del plain, calls
+        models.forget("a", data_dir.models.delete("a", None))
+        assert (models.count, models.size_bytes) == (0, 0)
+        assert budget.used > file_bytes  # a call uses it
+        del found
+        await until(lambda: budget.used == 0)  # the thread may hold it for a moment more
+
+    asyncio.run(run())
+    assert len(packed) == 1
+    assert packed[0].startswith("models")
+
+
+def test_an_int8_form_that_does_not_fit_is_refused_and_nothing_is_held(data_dir: DataDir) -> None:
+    async def run() -> None:
+        budget = MemoryBudget(1 << 30)
+        models = ModelCache(data_dir, 1 << 30, budget)
+        plain = await models.get("a")
+        budget.limit = before = budget.used
+        for _ in range(2):
+            with pytest.raises(StatusError) as caught:
+                await models.at_precision(plain, InferencePrecision.INT8)
+            assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "bytes of memory for int8 weights do not fit now" in caught.value.message
+        assert (budget.used, models._packing) == (before, {})
+        budget.limit = 1 << 30
+        found = await models.at_precision(plain, InferencePrecision.INT8)
+        assert found.model.precision is InferencePrecision.INT8
+
+    asyncio.run(run())
+
+
+def test_a_model_with_an_int8_form_leaves_as_a_whole(data_dir: DataDir, loads: list[str]) -> None:
+    async def run() -> None:
+        budget = MemoryBudget(1 << 30)
+        models = ModelCache(data_dir, 6 * data_dir.models.find("a").size_bytes, budget)
+        for name in ("a", "b", "b"):
+            plain = await models.get(name)
+            await models.at_precision(plain, InferencePrecision.INT8)
+            del plain
+        assert (models.count, loads) == (1, ["a", "b"])  # both would fit without int8
+        await until(lambda: budget.used == models.size_bytes)
 
     asyncio.run(run())

@@ -259,6 +259,27 @@ def test_a_state_continues_a_text(client: openai.OpenAI, http_model: str) -> Non
     assert first.choices[0].text + rest.choices[0].text == whole.choices[0].text
 
 
+def test_a_precision_is_chosen_and_reported(
+    client: openai.OpenAI, http_server: Server, http_model: str
+) -> None:
+    for word in ("fp32", "int8"):
+        asked: Any = {"inference_precision": word}
+        made = client.completions.create(
+            model=http_model, prompt="the ", seed=6, max_tokens=20, extra_body=asked
+        )
+        assert made.choices[0].model_extra["inference_precision"] == word  # type: ignore[index]
+        number = pb.InferencePrecision.Value(f"INFERENCE_PRECISION_{word.upper()}")
+        request = pb.GenerateRequest(
+            model=http_model, prompt="the ", seed=6, max_new_tokens=20, inference_precision=number
+        )
+        expected = [*http_server.caller.stub.Generate(request, timeout=PATIENCE_S)]
+        assert made.choices[0].text == text_of(expected)
+        vectors = client.embeddings.create(
+            model=http_model, input="the ", encoding_format="float", extra_body=asked
+        )
+        assert vectors.model_extra["inference_precision"] == word  # type: ignore[index]
+
+
 def test_an_async_client(http_server: Server, http_model: str) -> None:
     async def run() -> tuple[str, list[str]]:
         url = f"{http_server.http_url}/v1"

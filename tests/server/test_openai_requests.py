@@ -26,6 +26,7 @@ NAMES = [
     *("stream", "stream_options", "include_usage", "temperature", "seed", "state", "regex", "user"),
     *("suffix", "beam_width", "input", "encoding_format", "dimensions", "training_file", "method"),
     *("hyperparameters", "n_epochs", "batch_size", "type", "supervised", "unknown_policy"),
+    "inference_precision",
 ]
 SCALARS = st.one_of(
     st.none(),
@@ -76,3 +77,15 @@ def test_a_body_is_an_object_or_refused(body: bytes) -> None:
     else:
         assert error.status == 400
         json.loads(error.body())
+
+
+@pytest.mark.parametrize("reader", ["completions", "embeddings"])
+def test_a_precision_is_one_of_two_words(reader: str) -> None:
+    asked = {"model": "m", "input": "a"} if reader == "embeddings" else {"model": "m"}
+    error = refusal(READERS[reader], {**asked, "inference_precision": "bf16"})
+    assert error is not None
+    shown = json.loads(error.body())["error"]
+    assert shown["param"] == "inference_precision"
+    assert shown["message"] == "inference_precision must be 'fp32' or 'int8', not \"bf16\""
+    for word in ("fp32", "int8"):
+        assert refusal(READERS[reader], {**asked, "inference_precision": word}) is None

@@ -7,13 +7,16 @@ import hashlib
 import logging
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from small_models import model_of
 
-from treadle.model import Model
+from treadle.model import InferencePrecision, Model
+from treadle.model.errors import StateError
 from treadle.model.network.session_state import SessionState
 from treadle.server.access.state_key_file import StateKeyFile
 from treadle.server.access.state_sealer import MAGIC, OVERHEAD, StateSealer, state_keys
@@ -61,6 +64,32 @@ def test_a_state_is_read_by_its_caller() -> None:
         assert read is not None
         assert MODEL.state_bytes(read) == MODEL.state_bytes(state_of())
     assert states(NEW).read(MODEL, b"", "state") is None
+
+
+def test_a_state_remembers_its_precision_and_one_of_float32_is_as_ever() -> None:
+    state = state_of()
+    view = MODEL.at(InferencePrecision.INT8)
+    moved = view.beginning(state)
+    counted = replace(moved, counts=np.eye(2, MODEL.vocabulary_size, dtype=np.int32))
+    versions = {}
+    for model, each in ((MODEL, state), (view, moved), (view, counted)):
+        data = model.state_bytes(each)
+        versions[data[3]] = each.precision
+        for reader in (MODEL, view):
+            read = reader.read_state(data)
+            assert read.precision is each.precision
+            assert reader.beginning(read).precision is reader.precision
+            assert model.state_bytes(read) == data
+    fp32 = InferencePrecision.FP32
+    assert versions == {1: fp32, 4: InferencePrecision.INT8, 5: InferencePrecision.INT8}
+    with pytest.raises(StateError, match="another version of Treadle"):
+        MODEL.read_state(with_version(MODEL.state_bytes(state), 6))
+
+
+def with_version(data: bytes, version: int) -> bytes:
+    """A state of another version, as a Treadle of that version would make it."""
+    body = data[:3] + bytes([version]) + data[4:-16]
+    return body + hashlib.sha256(body).digest()[:16]
 
 
 def test_the_same_state_is_the_same_bytes() -> None:
