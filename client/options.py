@@ -51,6 +51,8 @@ class TrainOptions(TypedDict, total=False):
     dropout: float
     output_dropout: float
     tied_weights: bool
+    softmax: Literal["full", "factored"] | int
+    softmax_clusters: Sequence[int]
     optimizer: Literal["sgd", "adagrad", "adam"] | int
     learning_rate: float
     schedule: Literal["constant", "cosine", "plateau"] | int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from treadle.kernels.activations import log
+from treadle.kernels.activations import ZERO, log
 from treadle.kernels.jit import jit
 from treadle.kernels.loss import row_max, shifted_exp
 from treadle.kernels.network import output_logits, read_shard
@@ -37,6 +37,9 @@ def step_log_probabilities(
     for row in range(B):
         m = row_max(logits[row])
         log_sum = log(shifted_exp(logits[row], m, out[row]))
+        if weights.clusters.size > 1:  # they are log-probabilities already
+            m = ZERO
+            log_sum = ZERO
         for v in range(out.shape[1]):
             # As in `loss.log_probability`, whose logarithm is the same for the whole row.
             out[row, v] = (logits[row, v] - m) - log_sum

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.activations import ZERO
+from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.gemm_dispatch import matmul
 from treadle.kernels.jit import jit, jit_inline, jit_views
 from treadle.kernels.layer import recur_step
@@ -167,8 +167,8 @@ def _sample_token(
 
 @jit_inline
 def _sample_all(
-    sequences: Sequences, edits: LogitEdits, logits: Array, rows: Array, scratch: SamplingScratch,
-    decoded: DecodedTokens, n: int,
+    sequences: Sequences, edits: LogitEdits, logits: Array, factored: bool, rows: Array,
+    scratch: SamplingScratch, decoded: DecodedTokens, n: int,
 ) -> bool:  # fmt: skip
     """Samples the next token of each sequence from logits (M, V).
 
@@ -176,6 +176,7 @@ def _sample_all(
         sequences: all of them; updated.
         edits: of all sequences; updated.
         logits: (M, V).
+        factored: whether they are log-probabilities already.
         rows: (2, V), overwritten.
         scratch: of `sample`.
         decoded: its step n is written.
@@ -199,6 +200,9 @@ def _sample_all(
         if token < 0:
             edits.constraint_state[m] = DEAD_END
             continue
+        if factored:
+            max_logit = ZERO
+            exp_sum = ONE
         decoded.tokens[n, m] = token
         decoded.log_probabilities[n, m] = log_probability(row[token], max_logit, exp_sum)
         if decoded.ranks.shape[0]:
@@ -249,6 +253,7 @@ def _decode(
     L = state.h.shape[0]
     logits = work.logits[: state.h.shape[1]]
     top = state.h[L - 1]
+    factored = weights.clusters.size > 1
     for n in range(decoded.tokens.shape[0]):
         for layer in range(L):
             gates = work.gates[layer, 0]
@@ -258,7 +263,7 @@ def _decode(
             c = state.c[layer]
             recur_step(cell, weights.Wh[layer], weights.bh[layer], gates, ah, h, c)
         output_logits(weights, top, logits)
-        if not _sample_all(sequences, edits, logits, rows, scratch, decoded, n):
+        if not _sample_all(sequences, edits, logits, factored, rows, scratch, decoded, n):
             break
 
 

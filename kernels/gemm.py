@@ -66,6 +66,27 @@ def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
 
 
 @jit_views
+def matmul_rows(A: Array, panels: Array, first: int, C: Array, add: bool) -> None:
+    """Computes C (+)= A B', where B' is the rows of B from `first` on.
+
+    Args:
+        A: (M, k).
+        panels: B (K, N), packed.
+        first: the row of B that the first column of A belongs to.
+        C: (M, N), written.
+        add: continue from the values in C rather than from 0.
+    """
+    M, steps = A.shape
+    N = C.shape[1]
+    size = panels.shape[1] * PANEL
+    left = Operand(A, 0, steps, 1)
+    for j in range(panels.shape[0]):
+        right = Operand(panels, j * size + first * PANEL, size, PANEL)
+        out = Operand(C, j * PANEL, N, 1)
+        multiply_panel(left, right, out, M, steps, N - j * PANEL, add)
+
+
+@jit_views
 def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 
@@ -75,16 +96,10 @@ def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
         C: (M, N), written.
         add: continue from the values in C rather than from 0.
     """
-    M, K = A.shape
-    N = C.shape[1]
-    if M == 1:
+    if A.shape[0] == 1:
         _one_row(A, panels, C, add)
-        return
-    left = Operand(A, 0, K, 1)
-    for j in range(panels.shape[0]):
-        right = Operand(panels, j * K * PANEL, K * PANEL, PANEL)
-        out = Operand(C, j * PANEL, N, 1)
-        multiply_panel(left, right, out, M, K, N - j * PANEL, add)
+    else:
+        matmul_rows(A, panels, 0, C, add)
 
 
 @jit_views

@@ -203,6 +203,33 @@ def _multiply_panel(
 
 
 @jit
+def matmul_rows(A: Array, panels: Pairs, first: int, C: Array, add: bool) -> None:
+    """Computes C (+)= A B', where B' is the rows of B from `first` on.
+
+    Args:
+        A: (M, k), rounded to bfloat16 on the way.
+        panels: B (K, N), packed.
+        first: the row of B that the first column of A belongs to; even.
+        C: (M, N), written.
+        add: continue from the values in C rather than from 0.
+    """
+    M = A.shape[0]
+    N = C.shape[1]
+    steps = (A.shape[1] + 1) // 2
+    size = panels.shape[1] * PANEL
+    packed = panels.view(np.float32)
+    pairs = np.empty((min(M, _LEFT_ROWS), steps), np.float32)
+    left = Operand(pairs, 0, steps, 1)
+    for row in range(0, M, _LEFT_ROWS):
+        rows = min(_LEFT_ROWS, M - row)
+        _round_rows(A[row : row + rows], pairs)
+        for j in range(panels.shape[0]):
+            right = Operand(packed, j * size + first // 2 * PANEL, size, PANEL)
+            out = Operand(C, row * N + j * PANEL, N, 1)
+            _multiply_panel(left, right, out, rows, steps, N - j * PANEL, add)
+
+
+@jit
 def matmul(A: Array, panels: Pairs, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 
@@ -212,36 +239,24 @@ def matmul(A: Array, panels: Pairs, C: Array, add: bool) -> None:
         C: (M, N), written.
         add: continue from the values in C rather than from 0.
     """
-    M = A.shape[0]
-    N = C.shape[1]
-    K = panels.shape[1]
-    packed = panels.view(np.float32)
-    pairs = np.empty((min(M, _LEFT_ROWS), K), np.float32)
-    left = Operand(pairs, 0, K, 1)
-    for first in range(0, M, _LEFT_ROWS):
-        rows = min(_LEFT_ROWS, M - first)
-        _round_rows(A[first : first + rows], pairs)
-        for j in range(panels.shape[0]):
-            right = Operand(packed, j * K * PANEL, K * PANEL, PANEL)
-            out = Operand(C, first * N + j * PANEL, N, 1)
-            _multiply_panel(left, right, out, rows, K, N - j * PANEL, add)
+    matmul_rows(A, panels, 0, C, add)
 
 
 @jit
-def _multiply_block(block: RowBlock, pairs: int, C: Array, first: int) -> None:
-    """Computes C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
+def _multiply_block(block: RowBlock, pairs: int, C: Array, first: int, last: int) -> None:
+    """Computes C[:, first:last] += A^T B of the gathered rows, or as much as the block holds."""
     M, N = C.shape
     size = PAIR_BLOCK * PANEL
     packed_left = block.left.view(np.float32)
     packed_right = block.right.view(np.float32)
-    for panel in range(min(packed_right.shape[0], (N - first + PANEL - 1) // PANEL)):
+    for panel in range(min(packed_right.shape[0], (last - first + PANEL - 1) // PANEL)):
         column = first + panel * PANEL
         right = Operand(packed_right, panel * size, size, PANEL)
         for row in range(0, M, PANEL):
             left = Operand(packed_left, row * PAIR_BLOCK, 1, PANEL)
             out = Operand(C, row * N + column, N, 1)
             height = min(PANEL, M - row)
-            _multiply_panel(left, right, out, height, pairs, N - column, True)
+            _multiply_panel(left, right, out, height, pairs, last - column, True)
 
 
 @jit
@@ -265,15 +280,36 @@ def add_rows_transposed(
     """
     pairs = (A.shape[0] + 1) // 2
     if gathered + pairs > PAIR_BLOCK:
-        _multiply_block(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0, C.shape[1])
         gathered = 0
     _gather(A, 0, block.left.view(np.float32), gathered)
     _gather(B, 0, block.right.view(np.float32), gathered)
     gathered += pairs
     if last:
-        _multiply_block(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0, C.shape[1])
         gathered = 0
     return gathered
+
+
+@jit
+def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
+    """Adds A^T B over pairs of rows, as `gemm_transposed.add_columns_transposed`.
+
+    Args:
+        A: (K, M).
+        B: (K, N).
+        block: for rows of M elements and of any number of columns of C.
+        C: (M, at least column + N); N columns from `column` on are added to.
+        column: the first of them.
+    """
+    K, N = B.shape
+    width = block.right.shape[0] * PANEL
+    for k in range(0, K, 2 * PAIR_BLOCK):
+        rows = min(2 * PAIR_BLOCK, K - k)
+        _gather(A[k : k + rows], 0, block.left.view(np.float32), 0)
+        for first in range(0, N, width):
+            _gather(B[k : k + rows], first, block.right.view(np.float32), 0)
+            _multiply_block(block, (rows + 1) // 2, C, column + first, column + N)
 
 
 @jit
@@ -286,11 +322,4 @@ def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None
         block: for rows of M elements and of any number of columns of C.
         C: (M, N), added to.
     """
-    K, N = B.shape
-    width = block.right.shape[0] * PANEL
-    for k in range(0, K, 2 * PAIR_BLOCK):
-        rows = min(2 * PAIR_BLOCK, K - k)
-        _gather(A[k : k + rows], 0, block.left.view(np.float32), 0)
-        for first in range(0, N, width):
-            _gather(B[k : k + rows], first, block.right.view(np.float32), 0)
-            _multiply_block(block, (rows + 1) // 2, C, first)
+    add_columns_transposed(A, B, block, C, 0)

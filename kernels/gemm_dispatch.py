@@ -53,6 +53,12 @@ def matmul(A: Array, panels: Any, C: Array, add: bool) -> None:
     _multiplier(panels)(A, panels, C, add)
 
 
+def matmul_rows(A: Array, panels: Any, first: int, C: Array, add: bool) -> None:
+    """Computes C (+)= A B', as `gemm.matmul_rows`."""
+    chosen = gemm_bf16 if _is_bf16(panels) else gemm
+    chosen.matmul_rows(A, panels, first, C, add)
+
+
 def add_rows_transposed(
     A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
@@ -66,6 +72,12 @@ def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None
     """Computes C += A^T B, as `gemm_transposed.add_matmul_transposed`."""
     chosen = gemm_bf16 if _is_bf16(block) else gemm_transposed
     chosen.add_matmul_transposed(A, B, block, C)
+
+
+def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
+    """Adds A^T B to some columns of C, as `gemm_transposed.add_columns_transposed`."""
+    chosen = gemm_bf16 if _is_bf16(block) else gemm_transposed
+    chosen.add_columns_transposed(A, B, block, C, column)
 
 
 def _overload(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -96,6 +108,12 @@ def _matmul(A: Any, panels: Any, C: Any, add: Any) -> Any:
     return lambda A, panels, C, add: chosen(A, panels, C, add)
 
 
+@_overload(matmul_rows)
+def _matmul_rows(A: Any, panels: Any, first: Any, C: Any, add: Any) -> Any:
+    chosen = gemm_bf16.matmul_rows if _is_bf16(panels) else gemm.matmul_rows
+    return lambda A, panels, first, C, add: chosen(A, panels, first, C, add)
+
+
 @_overload(add_rows_transposed)
 def _add_rows_transposed(A: Any, B: Any, block: Any, gathered: Any, C: Any, last: Any) -> Any:
     module = gemm_bf16 if _is_bf16(block) else gemm_transposed
@@ -108,3 +126,10 @@ def _add_matmul_transposed(A: Any, B: Any, block: Any, C: Any) -> Any:
     module = gemm_bf16 if _is_bf16(block) else gemm_transposed
     chosen = module.add_matmul_transposed
     return lambda A, B, block, C: chosen(A, B, block, C)
+
+
+@_overload(add_columns_transposed)
+def _add_columns_transposed(A: Any, B: Any, block: Any, C: Any, column: Any) -> Any:
+    module = gemm_bf16 if _is_bf16(block) else gemm_transposed
+    chosen = module.add_columns_transposed
+    return lambda A, B, block, C, column: chosen(A, B, block, C, column)

@@ -58,19 +58,19 @@ def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
 
 
 @jit
-def _multiply_block(block: RowBlock, rows: int, C: Array, first: int) -> None:
-    """Computes C[:, first:] += A^T B of the gathered rows, as many columns as the block holds."""
+def _multiply_block(block: RowBlock, rows: int, C: Array, first: int, last: int) -> None:
+    """Computes C[:, first:last] += A^T B of the gathered rows, or as much as the block holds."""
     M, N = C.shape
     for panel in range(block.right.shape[0]):
         column = first + panel * PANEL
-        if column >= N:
+        if column >= last:
             break
         right = Operand(block.right, panel * ROW_BLOCK * PANEL, ROW_BLOCK * PANEL, PANEL)
         for strip in range((M + ROWS - 1) // ROWS):
             left = Operand(block.left, strip * ROW_BLOCK * ROWS, 1, ROWS)
             out = Operand(C, strip * ROWS * N + column, N, 1)
             height = min(ROWS, M - strip * ROWS)
-            multiply_panel(left, right, out, height, rows, N - column, True)
+            multiply_panel(left, right, out, height, rows, last - column, True)
 
 
 @jit
@@ -91,15 +91,36 @@ def add_rows_transposed(
         Rows in the block now.
     """
     if gathered + A.shape[0] > ROW_BLOCK:
-        _multiply_block(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0, C.shape[1])
         gathered = 0
     _gather_left(A, block.left, gathered)
     _gather_right(B, 0, block.right, gathered)
     gathered += A.shape[0]
     if last:
-        _multiply_block(block, gathered, C, 0)
+        _multiply_block(block, gathered, C, 0, C.shape[1])
         gathered = 0
     return gathered
+
+
+@jit
+def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
+    """Computes C[:, column : column + N] += A^T B, the sum over rows in ascending order.
+
+    Args:
+        A: (K, M).
+        B: (K, N).
+        block: for rows of M elements and of any number of columns of C.
+        C: (M, at least column + N), added to.
+        column: the first column that is added to.
+    """
+    K, N = B.shape
+    columns = block.right.shape[0] * PANEL
+    for k in range(0, K, ROW_BLOCK):
+        rows = min(ROW_BLOCK, K - k)
+        _gather_left(A[k : k + rows], block.left, 0)
+        for first in range(0, N, columns):
+            _gather_right(B[k : k + rows], first, block.right, 0)
+            _multiply_block(block, rows, C, column + first, column + N)
 
 
 @jit
@@ -112,11 +133,4 @@ def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None
         block: for rows of M elements and of any number of columns of C.
         C: (M, N), added to.
     """
-    K, N = B.shape
-    columns = block.right.shape[0] * PANEL
-    for k in range(0, K, ROW_BLOCK):
-        rows = min(ROW_BLOCK, K - k)
-        _gather_left(A[k : k + rows], block.left, 0)
-        for first in range(0, N, columns):
-            _gather_right(B[k : k + rows], first, block.right, 0)
-            _multiply_block(block, rows, C, first)
+    add_columns_transposed(A, B, block, C, 0)

@@ -13,6 +13,7 @@ import numpy as np
 
 from treadle.kernels.activations import ZERO
 from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
+from treadle.kernels.factored_softmax import factored_loss, log_probability_rows
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
 from treadle.kernels.jit import jit, jit_inline
@@ -162,7 +163,10 @@ def read_shard(
 
 @jit_inline
 def output_logits(weights: Weights, states: Array, logits: Array) -> None:
-    """Computes logits (N, V) = by + states (N, H) Wy."""
+    """Computes logits (N, V) = by + states (N, H) Wy; log-probabilities of a factored softmax."""
+    if weights.clusters.size > 1:
+        log_probability_rows(weights, states, logits)
+        return
     N, V = logits.shape
     for n in range(N):
         copy(weights.by, 0, logits, n * V, V)
@@ -208,6 +212,17 @@ def _loss_and_output_gradients(
     flat_targets = targets.reshape(N)
     drops = work.top.shape[0] > 0
     loss = 0.0
+    if weights.clusters.size > 1:
+        h = states
+        if drops:
+            h = work.top[:N]
+            _drop_top(work, 0, states, h)
+        loss += factored_loss(
+            weights, gradients, h, flat_targets, scale, work.logits, work.block, dhs
+        )
+        if drops:
+            _drop_top(work, 0, dhs, dhs)
+        return loss
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
         logits = work.logits[: last - first]

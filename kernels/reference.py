@@ -11,7 +11,7 @@ The file follows a training step from top to bottom:
     small random weights             initialize
     the cells, forward and backward  rnn_forward, rnn_backward, lstm_..., gru_...
     the output layer                 output_forward, output_backward
-    the loss                         softmax_cross_entropy
+    the loss                         softmax_cross_entropy, factored_cross_entropy
     dropout above layers             dropout_masks
     all layers together              network_forward, network_loss_and_gradients
     the same with int8 weights       Int8Matrix, with_int8_weights
@@ -56,7 +56,8 @@ gates is elementwise.
 Parameters are a dict: "embedding" (V, E), unless the input is one-hot; for each layer l from 0 on
 "Wx{l}" (D, G*H), "Wh{l}" (H, G*H), "b{l}" (G*H,) and for the GRU "bh{l}" (H,), with G gates: one
 for the RNN, three for the GRU, four for the LSTM; "Wy" (H, V), unless the weights are tied; and
-"by" (V,). Tied weights (Press & Wolf 2017) use the embedding twice: Wy = embedding.T, E = H.
+"by" (V,). Tied weights (Press & Wolf 2017) use the embedding twice: Wy = embedding.T, E = H. A
+factored softmax has also "Wc" (H, C) and "bc" (C,), one column for each cluster of tokens.
 
 The paper behind each function is named in its docstring. `docs/rnn.md`, `docs/lstm.md` and
 `docs/gru.md` derive the backward passes.
@@ -611,6 +612,86 @@ def softmax_cross_entropy(logits: Array, targets: Tokens) -> tuple[float, int, A
     return loss_sum, count, dlogits
 
 
+def _log_softmax(logits: Array) -> Array:
+    """Returns log softmax over the last axis."""
+    shifted: Array = logits - logits.max(axis=-1, keepdims=True)
+    log_p: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_p
+
+
+def factored_log_probabilities(
+    logits: Array, cluster_logits: Array, clusters: Sequence[int]
+) -> Array:
+    """Computes the log-probabilities of a softmax in two levels (Goodman 2001).
+
+    The tokens before the first cluster are the head. With p1 = softmax(head and clusters):
+
+    log p[v] = log p1[v]                                     for v in the head
+    log p[v] = log p1[c] + log softmax(logits of cluster c)  for v in cluster c
+
+    Args:
+        logits: scores of the tokens, (..., V).
+        cluster_logits: scores of the clusters, (..., C).
+        clusters: the first token of each cluster, ascending.
+
+    Returns:
+        log p, (..., V), in nats; the probabilities have the sum 1.
+    """
+    h = clusters[0]
+    first_level = _log_softmax(np.concatenate([logits[..., :h], cluster_logits], axis=-1))
+    log_p = np.empty_like(logits)
+    log_p[..., :h] = first_level[..., :h]
+    for c, start in enumerate(clusters):
+        end = (*clusters[1:], logits.shape[-1])[c]
+        within = _log_softmax(logits[..., start:end])
+        log_p[..., start:end] = first_level[..., h + c, np.newaxis] + within
+    return log_p
+
+
+def factored_cross_entropy(
+    logits: Array, cluster_logits: Array, clusters: Sequence[int], targets: Tokens
+) -> tuple[float, int, Array, Array]:
+    """Computes the cross-entropy of a softmax in two levels, and its gradient.
+
+    In the head and in the target's cluster dlogits = (p - one_hot) / count, with p the softmax
+    over that set; the logits of the other clusters have no part in it, and no gradient.
+
+    Args:
+        logits: scores of the tokens, (T, B, V).
+        cluster_logits: scores of the clusters, (T, B, C).
+        clusters: the first token of each cluster, ascending.
+        targets: the tokens that follow, (T, B); a negative one is not counted.
+
+    Returns:
+        loss_sum, in nats; count; dlogits, (T, B, V), and the gradient of the clusters' logits, (T,
+        B, C), both of the MEAN over the counted tokens.
+    """
+    V = logits.shape[-1]
+    h = clusters[0]
+    counted = targets >= 0
+    count = int(counted.sum())
+    log_p = factored_log_probabilities(logits, cluster_logits, clusters)
+    ids = np.where(counted, targets, 0)
+    chosen = np.take_along_axis(log_p, ids[..., np.newaxis], axis=-1)[..., 0]
+    loss_sum = -float(chosen[counted].sum(dtype=np.float64))
+    own = np.searchsorted(clusters, ids, side="right") - 1  # the cluster; -1 for the head
+    place = np.where(own < 0, ids, h + own)
+    joined = np.concatenate([logits[..., :h], cluster_logits], axis=-1)
+    first = np.exp(_log_softmax(joined)) - one_hot(place, joined.shape[-1], logits.dtype)
+    dlogits = np.zeros_like(logits)
+    dlogits[..., :h] = first[..., :h]
+    for c, start in enumerate(clusters):
+        end = (*clusters[1:], V)[c]
+        inside = own == c
+        p = np.exp(_log_softmax(logits[inside][:, start:end]))
+        dlogits[inside, start:end] = p - one_hot(ids[inside] - start, end - start, logits.dtype)
+    dclusters = first[..., h:]
+    for gradient in (dlogits, dclusters):
+        gradient[~counted] = 0
+        gradient /= max(count, 1)
+    return loss_sum, count, dlogits, dclusters
+
+
 # ---------------------------------------------------------------- the network: layers stacked
 
 
@@ -754,6 +835,7 @@ def network_loss_and_gradients(
     targets: Tokens,
     states: States,
     masks: Array | None = None,
+    clusters: Sequence[int] = (),
 ) -> tuple[float, int, Parameters, States]:
     """Makes one forward and one backward pass over a window of the data.
 
@@ -769,17 +851,27 @@ def network_loss_and_gradients(
         targets: the token after each, (T, B); a negative one is not counted.
         states: of all layers, before the first token.
         masks: of dropout_masks, (L-1, T, B, H) or (L, T, B, H); None drops nothing.
+        clusters: the first token of each cluster of a factored softmax; empty for a full one.
 
     Returns:
         loss_sum in nats; count, the number of tokens in it; the gradients of the mean loss,
         loss_sum / count, by the names of the parameters; the states after the last token.
     """
     logits, final_states, tapes = network_forward(parameters, cell, tokens, states, masks)
-    loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
-
     gradients: Parameters = {}
     output_hs = _output_input(tapes, masks)
+    if clusters:
+        Wc = parameters["Wc"]
+        cluster_logits = output_forward(output_hs, Wc, parameters["bc"])
+        loss_sum, count, dlogits, dclusters = factored_cross_entropy(
+            logits, cluster_logits, clusters, targets
+        )
+    else:
+        loss_sum, count, dlogits = softmax_cross_entropy(logits, targets)
     dhs, dWy, gradients["by"] = output_backward(dlogits, output_hs, _output_weights(parameters))
+    if clusters:
+        more, gradients["Wc"], gradients["bc"] = output_backward(dclusters, output_hs, Wc)
+        dhs = dhs + more
     if masks is not None and len(masks) == len(tapes):
         dhs = dhs * masks[-1]
     for layer, (xs, hs, rest) in reversed(list(enumerate(tapes))):

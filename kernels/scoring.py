@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from treadle.kernels.activations import ZERO
+from treadle.kernels.activations import ONE, ZERO
+from treadle.kernels.factored_softmax import factored_target_log_probabilities
 from treadle.kernels.jit import jit, jit_inline
 from treadle.kernels.loss import log_probability, row_max, shifted_exp, target_log_probabilities
 from treadle.kernels.network import output_logits, read_shard
@@ -38,6 +39,9 @@ def score_shard(
     states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, work.hs.shape[3]))
     flat_targets = targets.reshape(N)
     flat_out = out.reshape(N)
+    if weights.clusters.size > 1:
+        factored_target_log_probabilities(weights, states, flat_targets, work.logits, flat_out)
+        return
     for first in range(0, N, work.logits.shape[0]):
         last = min(N, first + work.logits.shape[0])
         logits = work.logits[: last - first]
@@ -47,13 +51,14 @@ def score_shard(
 
 @jit_inline
 def _score_row(
-    row: Array, target: int, rank: Ints, ids: Ints, log_probabilities: Array
+    row: Array, target: int, factored: bool, rank: Ints, ids: Ints, log_probabilities: Array
 ) -> np.float32:
     """Returns log p(target), and writes its rank and the likeliest tokens.
 
     Args:
         row: (V,), logits; overwritten.
         target: the token.
+        factored: whether `row` holds log-probabilities already.
         rank: (1,), written, or (0,).
         ids: (A,), written: the likeliest tokens.
         log_probabilities: (A,), written: theirs, in nats.
@@ -69,6 +74,9 @@ def _score_row(
     target_logit = row[target]
     m = row_max(row)
     exp_sum = shifted_exp(row, m, row)
+    if factored:
+        m = ZERO
+        exp_sum = ONE
     for place in range(ids.size):
         log_probabilities[place] = log_probability(log_probabilities[place], m, exp_sum)
     return log_probability(target_logit, m, exp_sum)
@@ -101,6 +109,7 @@ def score_shard_in_detail(
     states = work.hs[work.hs.shape[0] - 1, 1 : steps + 1].reshape((N, work.hs.shape[3]))
     out[:] = ZERO
     ranks[:] = 0
+    factored = weights.clusters.size > 1
     ids[:] = 0
     log_probabilities[:] = ZERO
     for first in range(0, N, work.logits.shape[0]):
@@ -113,4 +122,6 @@ def score_shard_in_detail(
             target = targets[t, b]
             if target >= 0:
                 row = logits[n - first]
-                out[t, b] = _score_row(row, target, ranks[t, b], ids[t, b], log_probabilities[t, b])
+                out[t, b] = _score_row(
+                    row, target, factored, ranks[t, b], ids[t, b], log_probabilities[t, b]
+                )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 
@@ -58,6 +59,10 @@ class Parameters(NamedTuple):
     """(H, V), output weights; (0, 0) where they are the embedding's transpose."""
     by: Array
     """(V,)."""
+    Wc: Array
+    """(H, C), weights of the clusters of a factored softmax; (0, 0) where it is full."""
+    bc: Array
+    """(C,)."""
 
 
 class Weights(NamedTuple):
@@ -87,6 +92,14 @@ class Weights(NamedTuple):
     """Wy transposed, packed; empty where there is no backward pass."""
     by: Array
     """(V,)."""
+    Wc: Array
+    """(H, C), weights of the clusters, packed as float32 numbers."""
+    WcT: Array
+    """Wc transposed, packed as float32 numbers; empty where there is no backward pass."""
+    bc: Array
+    """(C,)."""
+    clusters: Places
+    """(C + 1,), the first token of every cluster, then V; (1,) where the softmax is full."""
 
 
 class Workspace(NamedTuple):
@@ -106,7 +119,8 @@ class Workspace(NamedTuple):
     dhs: Array
     """(T, B, H), or (0, B, H) where there is no backward pass."""
     logits: Array
-    """(LOGIT_ROWS, V), or fewer rows."""
+    """(LOGIT_ROWS, V), or fewer rows; for a backward pass, V is the head or the largest cluster
+    where the softmax is factored."""
     keep: Bits
     """(L-1, T, B, ceil(H / 8)), one bit a unit that a layer passes on; (L-1, 0, B, ...)
     where nothing is dropped."""
@@ -118,7 +132,8 @@ class Workspace(NamedTuple):
     """(1, T, B, ceil(H / 8)), one bit a unit that the output layer reads; (1, 0, B, ...) where
     nothing is dropped before it."""
     top: Array
-    """(LOGIT_ROWS, H), what the output layer reads; (0, H) where nothing is dropped before it."""
+    """(LOGIT_ROWS, H), what the output layer reads; (0, H) where nothing is dropped before it;
+    (T B, H) where the softmax is factored."""
     block: RowBlock
     """For rows of states and gate gradients; empty where there is no backward pass."""
 
@@ -149,3 +164,7 @@ class Gradients(NamedTuple):
     """(H, V)."""
     by: Array
     """(V,)."""
+    Wc: Array
+    """(H, C)."""
+    bc: Array
+    """(C,)."""

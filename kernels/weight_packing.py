@@ -86,6 +86,8 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
         pack_transposed(parameters.embedding, weights.Wy)
     else:
         pack(parameters.Wy, weights.Wy)
+    weights.bc[:] = parameters.bc
+    pack(parameters.Wc, weights.Wc)
     for layer in range(parameters.Wh.shape[0]):
         pack(parameters.Wh[layer], weights.Wh[layer])
         if layer:
@@ -104,6 +106,7 @@ def pack_transposes(parameters: Parameters, weights: Weights) -> None:
         pack(parameters.embedding, weights.WyT)
     else:
         pack_transposed(parameters.Wy, weights.WyT)
+    pack_transposed(parameters.Wc, weights.WcT)
     for layer in range(parameters.Wh.shape[0]):
         pack_transposed(parameters.Wh[layer], weights.WhT[layer])
         if layer:

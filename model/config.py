@@ -20,6 +20,7 @@ from treadle.model.enums import (
     Precision,
     Preset,
     Schedule,
+    Softmax,
     TokenizerKind,
     UnknownPolicy,
 )
@@ -106,6 +107,10 @@ class NetworkConfig(Checked):
     """Share of the last layer's units dropped before the output layer in training."""
     tied_weights: bool = field(default=False, metadata=flag())
     """Whether the output layer's weights are the embedding's; needs equal sizes."""
+    softmax: Softmax = field(default=Softmax.FULL, metadata=choice(Softmax))
+    """Whether probabilities are computed over all tokens at once, or in two levels: FACTORED."""
+    softmax_clusters: tuple[int, ...] = field(default=(), metadata=numbers(4096))
+    """FACTORED: the first token of every cluster; empty: chosen from the corpus' token counts."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,13 @@ class Cell(enum.StrEnum):
     LSTM = "lstm"
 
 
+class Softmax(enum.StrEnum):
+    """How logits become probabilities: over all tokens at once, or in two levels."""
+
+    FULL = "full"
+    FACTORED = "factored"
+
+
 class CorpusLayout(enum.StrEnum):
     """How a corpus is cut into sequences: one long text, or one item per line."""
 

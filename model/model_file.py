@@ -26,7 +26,8 @@ from treadle.model.config import NetworkConfig
 from treadle.model.errors import ConfigError, CorpusError, LoadError
 from treadle.model.generation.novelty import NAMES, NoveltyIndex
 from treadle.model.network.shape import Shape, check_network
-from treadle.model.network.torch_state_dict import from_torch, to_torch
+from treadle.model.network.softmax_clusters import check_clusters_fit
+from treadle.model.network.torch_state_dict import clusters_of, from_torch, to_torch
 from treadle.model.scratch_files import Require, anything
 from treadle.model.tensor_file import open_tensors, read_tensors, safetensors_parts
 from treadle.model.tokenizers.base import Tokenizer
@@ -110,6 +111,7 @@ class ModelHeader:
                 int(content["default_context"]),
             )
             check_network(header.network)
+            check_clusters_fit(header.network.softmax_clusters, header.tokenizer.vocabulary_size)
         except (*_UNREADABLE, ConfigError) as fault:
             raise LoadError(f"the file's header cannot be read: {fault}") from fault
         if not 0 <= header.default_context < header.tokenizer.vocabulary_size:
@@ -148,7 +150,7 @@ def write(
         OSError: The disk failed or is full, or `require` refused.
     """
     network = header.network
-    tensors: dict[str, npt.NDArray[Any]] = {**to_torch(named, network.cell, network.layers)}
+    tensors = to_torch(named, network.cell, network.layers, network.softmax_clusters)
     if novelty is not None:
         tensors |= novelty.tensors()
     write_atomically(Path(path), safetensors_parts(tensors, header.to_metadata()), require=require)
@@ -210,5 +212,7 @@ def read(
             f"the file's tensors are those of a {cell} network, but its header says "
             f"{header.network.cell}"
         )
+    if clusters_of(tensors) != header.network.softmax_clusters:
+        raise LoadError("the clusters of the file's softmax are not those of its header")
     novelty = NoveltyIndex.from_tensors(index, header.tokenizer) if index else None
     return header, named, novelty

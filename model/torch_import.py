@@ -10,7 +10,8 @@ from treadle.model.errors import ConfigError, LoadError
 from treadle.model.model import Model
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape, check_network
-from treadle.model.network.torch_state_dict import from_torch, network_of
+from treadle.model.network.softmax_clusters import check_clusters_fit
+from treadle.model.network.torch_state_dict import clusters_of, from_torch, network_of
 from treadle.model.network.trained_network import default_context
 from treadle.model.tokenizers.base import Tokenizer
 
@@ -38,6 +39,7 @@ def import_state_dict(
             network is larger than a network of Treadle may be, the vocabulary and the output layer
             differ in size, or weights to be tied are not equal.
     """
+    clusters = clusters_of(state_dict)
     cell, named = from_torch(state_dict)
     vocabulary = named["by"].shape[0]
     if vocabulary != tokenizer.vocabulary_size:
@@ -45,9 +47,10 @@ def import_state_dict(
             f"the network has {vocabulary} tokens, but the tokenizer {tokenizer.vocabulary_size}: "
             "give the tokenizer that the network was trained with"
         )
-    network = replace(network_of(cell, named), tied_weights=tied_weights)
+    network = replace(network_of(cell, named, clusters), tied_weights=tied_weights)
     try:
         check_network(network)
+        check_clusters_fit(clusters, vocabulary)
     except ConfigError as fault:
         raise LoadError(str(fault)) from fault
     parameters = Parameters.from_named(Shape.of(network, vocabulary), named)

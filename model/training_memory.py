@@ -66,9 +66,12 @@ def training_bytes(
     work = rows * window * (step_floats(shape) + H + dropping)
     work += 2 * rows * L * H  # the states before a step, in case it is dropped
     logit_rows = min(structs.LOGIT_ROWS, rows * window)
-    work += logit_rows * shards * shape.V
+    work += logit_rows * shards * shape.logit_width
+    if shape.clusters:  # rows gathered for a cluster, and their gradient
+        work += 2 * logit_rows * shards * H
     if drops_top:
-        work += rows * window * keep_bytes(H) / FLOAT_BYTES + logit_rows * shards * H
+        top = rows * window if shape.clusters else logit_rows * shards
+        work += rows * window * keep_bytes(H) / FLOAT_BYTES + top * H
     if shape.tied:  # the gradient of the output weights is a separate array
         work += shards * H * shape.V
     block = ROW_BLOCK * PANEL * (panel_count(max(H, shape.E)) + panel_count(G))

@@ -34,7 +34,9 @@ def write_npz(model: Model, path: str | os.PathLike[str]) -> None:
     network = model.network
     header = ModelHeader(network, model.tokenizer, model.training, model.default_context)
     arrays: dict[str, Any] = {
-        **to_torch(model.parameters.named(), network.cell, network.layers),
+        **to_torch(
+            model.parameters.named(), network.cell, network.layers, network.softmax_clusters
+        ),
         **{name: np.array(text) for name, text in header.to_metadata().items()},
     }
     content = io.BytesIO()

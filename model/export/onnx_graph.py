@@ -243,4 +243,35 @@ class _Graph:
         by = self._constant("by", self._parameters["by"])
         self._add("MatMul", ["hs", "Wy"], ["products"])
         self._add("Add", ["products", by], ["logits"])
-        self._add("LogSoftmax", ["logits"], ["log_probabilities"], axis=-1)
+        if self._shape.clusters:
+            self._add_clusters()
+        else:
+            self._add("LogSoftmax", ["logits"], ["log_probabilities"], axis=-1)
+
+    def _add_clusters(self) -> None:
+        """Adds the log-probabilities of a factored softmax, from `hs` and `logits`."""
+        cuts = (*self._shape.clusters, self._shape.V)
+        Wc = self._constant("Wc", self._parameters["Wc"])
+        bc = self._constant("bc", self._parameters["bc"])
+        self._add("MatMul", ["hs", Wc], ["cluster_products"])
+        self._add("Add", ["cluster_products", bc], ["cluster_logits"])
+        self._add_slice("logits", 0, cuts[0], "head_logits")
+        self._add("Concat", ["head_logits", "cluster_logits"], ["first_level"], axis=-1)
+        self._add("LogSoftmax", ["first_level"], ["first_log_probabilities"], axis=-1)
+        parts = ["head_log_probabilities"]
+        self._add_slice("first_log_probabilities", 0, cuts[0], parts[0])
+        for c, first in enumerate(cuts[:-1]):
+            self._add_slice("logits", first, cuts[c + 1], f"logits_of{c}")
+            self._add("LogSoftmax", [f"logits_of{c}"], [f"within{c}"], axis=-1)
+            place = cuts[0] + c
+            self._add_slice("first_log_probabilities", place, place + 1, f"cluster{c}")
+            self._add("Add", [f"cluster{c}", f"within{c}"], [f"log_probabilities_of{c}"])
+            parts.append(f"log_probabilities_of{c}")
+        self._add("Concat", parts, ["log_probabilities"], axis=-1)
+
+    def _add_slice(self, name: str, first: int, last: int, out: str) -> None:
+        """Adds the slice of the last axis from `first` to `last`."""
+        start = self._integers(f"{out}_first", first)
+        end = self._integers(f"{out}_last", last)
+        axis = self._integers("token_axis", 2)
+        self._add("Slice", [name, start, end, axis], [out])

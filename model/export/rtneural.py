@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.model.atomic_files import write_atomically
-from treadle.model.enums import Cell
-from treadle.model.errors import LayerError
+from treadle.model.enums import Cell, Softmax
+from treadle.model.errors import ConfigError, LayerError
 from treadle.model.model_file import ModelHeader
 from treadle.model.network.layer import RecurrentLayer
 
@@ -64,8 +64,14 @@ def write_rtneural(model: Model, path: str | os.PathLike[str]) -> None:
         path: The file; an existing one is replaced.
 
     Raises:
+        ConfigError: The softmax is factored.
         OSError: The file cannot be written.
     """
+    if model.network.softmax is Softmax.FACTORED:
+        raise ConfigError(
+            "the model has a factored softmax, which RTNeural cannot compute: export it as onnx",
+            "network.softmax",
+        )
     header = ModelHeader(model.network, model.tokenizer, model.training, model.default_context)
     V = model.vocabulary_size
     write_atomically(Path(path), list(_parts(V, _model_layers(model), header.to_metadata())))

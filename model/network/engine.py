@@ -90,7 +90,7 @@ class _Shard:
         self.gradients = structs.Gradients(**flat_views(self.own, own), **flat_views(tail, shared))
 
 
-_TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by")
+_TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by", "Wc", "bc")
 """Stacks that the gradients of shards and of parameters have in common, at the end of both."""
 
 

@@ -17,7 +17,8 @@ MOMENTS = {OptimizerKind.SGD: 0, OptimizerKind.ADAGRAD: 1, OptimizerKind.ADAM: 2
 
 def scorer_bytes(shape: Shape) -> int:
     """Returns the memory of a scorer of one sequence without the model, in bytes."""
-    return FLOAT_BYTES * (WINDOW * (step_floats(shape) + shape.V) + 4 * shape.L * shape.H)
+    logits = shape.V + (2 * shape.logit_width if shape.clusters else 0)
+    return FLOAT_BYTES * (WINDOW * (step_floats(shape) + logits) + 4 * shape.L * shape.H)
 
 
 def step_floats(shape: Shape) -> int:
@@ -36,4 +37,6 @@ def packed_floats(shape: Shape) -> int:
         return K * panel_count(N) * PANEL
 
     layers = (2 * shape.L - 1) * (panels(H, G) + panels(G, H))
-    return panels(shape.E, G) + layers + panels(H, V) + panels(V, H)
+    C = len(shape.clusters)
+    clusters = panels(H, C) + panels(C, H)
+    return panels(shape.E, G) + layers + panels(H, V) + panels(V, H) + clusters

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import structs
+from treadle.kernels.activations import log
 from treadle.kernels.random import fill_uniform
 from treadle.model.enums import Cell
 from treadle.model.errors import LoadError
@@ -64,7 +65,8 @@ class Parameters:
 
         Weights and biases are uniform in +-1/sqrt(H); embeddings have unit variance, uniform
         rather than normal so that no library's logarithm decides on their bits. Tied embeddings
-        begin like output weights: logits would be large from the start otherwise.
+        begin like output weights: logits would be large from the start otherwise. The bias of a
+        cluster of n tokens begins at log n, so that all tokens are about equally likely.
 
         Args:
             shape: The network's sizes.
@@ -81,13 +83,15 @@ class Parameters:
             limit = math.sqrt(3.0) if wide else 1 / math.sqrt(shape.H)
             stream = np.uint64(FIRST_STREAM + number)
             fill_uniform(np.uint64(seed), stream, np.float32(limit), stack.reshape(-1))
+        for c, size in enumerate(np.diff((*shape.clusters, shape.V))):
+            parameters.stacks.bc[c] += log(np.float32(size))
         return parameters
 
     def named(self) -> dict[str, Array]:
         """Returns views under the names `embedding`, `Wx0`, `Wh0`, `b0`, ..., `Wy`, `by`."""
         views = {}
         for name in self.shape.named:
-            if name in ("embedding", "Wx0", "Wy", "by"):
+            if name in ("embedding", "Wx0", "Wy", "by", "Wc", "bc"):
                 views[name] = getattr(self.stacks, name)
             else:
                 stem = name.rstrip("0123456789")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from treadle.kernels import structs
 from treadle.model.enums import Cell
 from treadle.model.errors import ConfigError
+from treadle.model.network.softmax_clusters import check_clusters
 
 if TYPE_CHECKING:
     from treadle.model.config import NetworkConfig
@@ -36,6 +38,8 @@ class Shape:
     """Layers."""
     tied: bool = False
     """Whether the output weights are the embedding's transpose; E = H then."""
+    clusters: tuple[int, ...] = ()
+    """The first token of every cluster of a factored softmax; none where it is full."""
 
     @classmethod
     def of(cls, network: NetworkConfig, vocabulary_size: int) -> Shape:
@@ -56,6 +60,7 @@ class Shape:
             H=network.hidden_size,
             L=network.layers,
             tied=network.tied_weights,
+            clusters=network.softmax_clusters,
         )
 
     @property
@@ -80,6 +85,8 @@ class Shape:
             "Wh": (L, H, G),
             "Wy": (0, 0) if self.tied else (H, V),
             "by": (V,),
+            "Wc": (H, len(self.clusters)) if self.clusters else (0, 0),
+            "bc": (len(self.clusters),),
         }
 
     @property
@@ -94,7 +101,17 @@ class Shape:
                 shapes[f"bh{layer}"] = (self.H,)
         if not self.tied:
             shapes["Wy"] = (self.H, self.V)
-        return {**shapes, "by": (self.V,)}
+        shapes["by"] = (self.V,)
+        if self.clusters:
+            shapes["Wc"] = (self.H, len(self.clusters))
+            shapes["bc"] = (len(self.clusters),)
+        return shapes
+
+    @property
+    def logit_width(self) -> int:
+        """Logits of a row that training holds at once: V, or the head or the largest cluster."""
+        cuts = (0, *self.clusters, self.V)
+        return max(last - first for first, last in itertools.pairwise(cuts))
 
     @property
     def parameter_count(self) -> int:
@@ -109,8 +126,10 @@ def check_network(config: NetworkConfig) -> None:
         config: The network's settings.
 
     Raises:
-        ConfigError: The weights are tied, but embedding and hidden states differ in size.
+        ConfigError: The weights are tied, but embedding and hidden states differ in size; or the
+            clusters of the softmax are not usable.
     """
+    check_clusters(config)
     if config.tied_weights and config.embedding_size != config.hidden_size:
         raise ConfigError(
             f"network.tied_weights needs embedding_size {config.hidden_size}, the hidden_size, "

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.model.config import NetworkConfig
-from treadle.model.enums import Cell
+from treadle.model.enums import Cell, Softmax
 from treadle.model.errors import ConfigError, LoadError
 from treadle.model.network.shape import GATES
 
@@ -28,8 +28,15 @@ Read = dict[str, NDArray[np.floating[Any]]]
 
 _EMBEDDING = re.compile(r"(?:embedding|embed|encoder)\.(weight)")
 _OUTPUT = re.compile(r"(?:output|head|linear|fc|decoder)\.(weight|bias)")
+_CLUSTERS = re.compile(r"clusters\.(weight|bias)")
+_FIRST = "clusters.first"
 _RECURRENT = re.compile(r"(?:rnn|lstm|gru)\.((?:weight|bias)_(?:ih|hh)_l(?:0|[1-9]\d{0,3}))")
-_FORMS = ((_EMBEDDING, "embedding."), (_OUTPUT, "output."), (_RECURRENT, "rnn."))
+_FORMS = (
+    (_EMBEDDING, "embedding."),
+    (_OUTPUT, "output."),
+    (_RECURRENT, "rnn."),
+    (_CLUSTERS, "clusters."),
+)
 _IN_FILES = {
     "embedding": "embedding.weight",
     "Wx": "rnn.weight_ih_l{}",
@@ -38,26 +45,33 @@ _IN_FILES = {
     "bh": "rnn.bias_hh_l{}",
     "Wy": "output.weight",
     "by": "output.bias",
+    "Wc": "clusters.weight",
+    "bc": "clusters.bias",
 }
 """What each parameter is in a file, with the number of its layer."""
 _KNOWN = "embedding.weight, rnn.{weight,bias}_{ih,hh}_l{0,1,...} and output.{weight,bias}"
 
 
-def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[str, Array]:
+def to_torch(
+    parameters: Mapping[str, Array], cell: Cell, layers: int, clusters: tuple[int, ...] = ()
+) -> dict[str, NDArray[Any]]:
     """Converts parameters to the names and shapes of PyTorch.
 
     Args:
         parameters: `embedding` (V, E), if there is one; for each layer l `Wx{l}` (D, G H),
             `Wh{l}` (H, G H), `b{l}` (G H,) and, for the GRU, `bh{l}` (H,); `Wy` (H, V), unless it
-            is the embedding's transpose, and `by` (V,); all float32.
+            is the embedding's transpose, and `by` (V,); of a factored softmax `Wc` (H, C) and
+            `bc` (C,); all float32.
         cell: The recurrent cell.
         layers: Recurrent layers.
+        clusters: The first token of each cluster of a factored softmax; empty where it is full.
 
     Returns:
         `embedding.weight`, `rnn.weight_ih_l{l}`, `rnn.weight_hh_l{l}`, `rnn.bias_ih_l{l}`,
-        `rnn.bias_hh_l{l}`, `output.weight` and `output.bias`: new arrays, float32, C order.
+        `rnn.bias_hh_l{l}`, `output.weight` and `output.bias`: new arrays, float32, C order; and
+        of a factored softmax `clusters.weight`, `clusters.bias` and `clusters.first`, int64.
     """
-    named: dict[str, Array] = {}
+    named: dict[str, NDArray[Any]] = {}
     if "embedding" in parameters:
         named["embedding.weight"] = parameters["embedding"]
     for layer in range(layers):
@@ -73,7 +87,11 @@ def to_torch(parameters: Mapping[str, Array], cell: Cell, layers: int) -> dict[s
     output = parameters["Wy"].T if "Wy" in parameters else parameters["embedding"]
     named["output.weight"] = output
     named["output.bias"] = parameters["by"]
-    return {name: np.array(array, np.float32, order="C") for name, array in named.items()}
+    if clusters:
+        named["clusters.weight"] = parameters["Wc"].T
+        named["clusters.bias"] = parameters["bc"]
+    named = {name: np.array(array, np.float32, order="C") for name, array in named.items()}
+    return named | ({_FIRST: np.array(clusters, np.int64)} if clusters else {})
 
 
 def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]]:
@@ -106,15 +124,48 @@ def from_torch(state_dict: Mapping[str, object]) -> tuple[Cell, dict[str, Array]
     weight = arrays["output.weight"]
     parameters["Wy"] = weight.T
     parameters["by"] = arrays.get("output.bias", np.zeros(len(weight), np.float32))
+    if "clusters.weight" in arrays:
+        weight = arrays["clusters.weight"]
+        parameters["Wc"] = weight.T
+        parameters["bc"] = arrays.get("clusters.bias", np.zeros(len(weight), np.float32))
     return cell, {name: _as_float32(name, array) for name, array in parameters.items()}
 
 
-def network_of(cell: Cell, parameters: Mapping[str, Array]) -> NetworkConfig:
+def clusters_of(state_dict: Mapping[str, object]) -> tuple[int, ...]:
+    """Returns the first token of each cluster of a factored softmax; none where it is full.
+
+    Args:
+        state_dict: As `from_torch` takes it.
+
+    Raises:
+        LoadError: `clusters.first` does not belong to `clusters.weight`, or is no list of tokens.
+    """
+    weight = state_dict.get("clusters.weight")
+    first = state_dict.get(_FIRST)
+    if weight is None and first is None:
+        return ()
+    if weight is None or first is None:
+        lacking = _FIRST if first is None else "clusters.weight"
+        raise LoadError(f"the state dict lacks {lacking}: a factored softmax needs both")
+    tokens = np.asarray(first)
+    rows = np.asarray(weight).shape[:1]
+    if tokens.dtype.kind not in "iu" or tokens.shape != rows or not tokens.size:
+        raise LoadError(
+            f"{_FIRST} is of type {tokens.dtype} and shape {tokens.shape}: give the first token of "
+            "each row of clusters.weight, as int64"
+        )
+    return tuple(tokens.tolist())
+
+
+def network_of(
+    cell: Cell, parameters: Mapping[str, Array], clusters: tuple[int, ...] = ()
+) -> NetworkConfig:
     """Returns the network's settings, which follow from the shapes of its parameters.
 
     Args:
         cell: The recurrent cell.
         parameters: As `from_torch` returns them.
+        clusters: As `clusters_of` returns them.
 
     Raises:
         LoadError: It is larger than a network of Treadle may be.
@@ -122,7 +173,14 @@ def network_of(cell: Cell, parameters: Mapping[str, Array]) -> NetworkConfig:
     layers = sum(name.startswith("Wh") for name in parameters)
     embedding_size = parameters["embedding"].shape[1] if "embedding" in parameters else 0
     try:
-        return NetworkConfig(cell, parameters["Wh0"].shape[0], layers, embedding_size)
+        return NetworkConfig(
+            cell,
+            parameters["Wh0"].shape[0],
+            layers,
+            embedding_size,
+            softmax=Softmax.FACTORED if clusters else Softmax.FULL,
+            softmax_clusters=clusters,
+        )
     except ConfigError as fault:
         raise LoadError(f"the network is too large: {fault}") from fault
 
@@ -131,6 +189,8 @@ def _read(state_dict: Mapping[str, object]) -> Read:
     """Returns the arrays under the names that `to_torch` gives."""
     arrays: Read = {}
     for given, value in state_dict.items():
+        if given == _FIRST:  # see `clusters_of`
+            continue
         name = _canonical(str(given))
         if name in arrays:
             raise LoadError(f"the state dict holds {name} twice, once as {given}")
@@ -190,6 +250,8 @@ def _check_shapes(arrays: Read, cell: Cell, hidden: int, layers: int) -> None:
     for name, array in arrays.items():
         if array.shape != expected[name] or 0 in array.shape:
             raise LoadError(f"{name} has shape {array.shape}, not {expected[name]}")
+    if "clusters.bias" in arrays and "clusters.weight" not in arrays:
+        raise LoadError("the state dict lacks clusters.weight: give all of the network's weights")
     biases = [name for name in expected if name.startswith("rnn.bias")]
     missing = [name for name in biases if name not in arrays]
     if 0 < len(missing) < len(biases):
@@ -206,7 +268,13 @@ def _shapes(arrays: Read, gates: int, hidden: int, layers: int) -> dict[str, tup
         shapes[f"rnn.weight_ih_l{layer}"] = (gates, hidden if layer else size)
         shapes[f"rnn.weight_hh_l{layer}"] = (gates, hidden)
         shapes[f"rnn.bias_ih_l{layer}"] = shapes[f"rnn.bias_hh_l{layer}"] = (gates,)
-    return shapes | {"output.weight": (vocabulary, hidden), "output.bias": (vocabulary,)}
+    clusters = np.shape(arrays["clusters.weight"])[:1] if "clusters.weight" in arrays else (0,)
+    return shapes | {
+        "output.weight": (vocabulary, hidden),
+        "output.bias": (vocabulary,),
+        "clusters.weight": (*clusters, hidden),
+        "clusters.bias": clusters,
+    }
 
 
 def _biases(arrays: Read, cell: Cell, hidden: int, layer: int) -> Read:

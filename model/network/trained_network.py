@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from treadle.model.enums import CorpusLayout, InferencePrecision, UnknownPolicy
+from treadle.model.enums import CorpusLayout, InferencePrecision, Softmax, UnknownPolicy
 from treadle.model.errors import StateError
 from treadle.model.network.packed_weights import PackedWeights
 from treadle.model.network.session_state import SessionState
@@ -124,8 +124,11 @@ class TrainedNetwork:
     def content_hash(self) -> bytes:
         """SHA-256 of all that determines results: settings, tokenizer and parameters."""
         if not self._hash:  # several threads may compute the same
+            network = self.config.to_json()
+            if self.config.softmax is Softmax.FULL:  # the hash of models from before there were two
+                del network["softmax"], network["softmax_clusters"]
             settings = {
-                "network": self.config.to_json(),
+                "network": network,
                 "tokenizer": self.tokenizer.to_json(),
                 "default_context": self.default_context,
             }

@@ -58,6 +58,7 @@ def allocate_weights(
     L = shape.L
     G = shape.G
     layers = L if panels else 0
+    C = len(shape.clusters)
     return structs.Weights(
         table=np.zeros((table_rows, G), np.float32),
         embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
@@ -71,6 +72,10 @@ def allocate_weights(
         Wy=_panels(H, V if panels else 0, pairs=pairs),
         WyT=_panels(V if backward else 0, H, pairs=pairs),
         by=np.zeros(V, np.float32),
+        Wc=_panels(H, C),
+        WcT=_panels(C if backward else 0, H),
+        bc=np.zeros(C, np.float32),
+        clusters=np.array([*shape.clusters, V], np.int64),
     )
 
 
@@ -98,6 +103,7 @@ def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> s
         WxT=_panels(L - 1, G, H),
         WhT=_panels(L, G, H),
         WyT=_panels(shape.V, H),
+        WcT=_panels(len(shape.clusters), H),
     )
 
 
@@ -130,6 +136,8 @@ def allocate_workspace(
     dropping = steps if drops and L > 1 else 0
     top = steps if drops_top else 0
     logit_rows = min(structs.LOGIT_ROWS, steps * rows)
+    width = shape.logit_width if backward else shape.V
+    top_rows = steps * rows if shape.clusters else logit_rows
     is_gru = shape.cell is Cell.GRU
     is_lstm = shape.cell is Cell.LSTM
     return structs.Workspace(
@@ -138,12 +146,12 @@ def allocate_workspace(
         hs=np.zeros((L, steps + 1, rows, H), np.float32),
         cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
         dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
-        logits=np.zeros((logit_rows, shape.V), np.float32),
+        logits=np.zeros((logit_rows, width), np.float32),
         keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
         dropped=np.zeros((dropping, rows, H), np.float32),
         scale=np.ones(2, np.float32),
         top_keep=np.zeros((1, top, rows, keep_bytes(H)), np.uint8),
-        top=np.zeros((logit_rows if drops_top else 0, H), np.float32),
+        top=np.zeros((top_rows if drops_top else 0, H), np.float32),
         block=gather(max(H, shape.E), shape.G) if backward else gather(0, 0),
     )
 

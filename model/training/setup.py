@@ -12,12 +12,14 @@ import numpy as np
 from treadle.model import model_file
 from treadle.model.data.corpus import Corpus, CorpusFile, read_corpus
 from treadle.model.data.token_array import memory_bytes
+from treadle.model.enums import Softmax
 from treadle.model.generation.novelty import indexed_tokens, indexing_bytes
 from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
 from treadle.model.network.shards import SHARD_ROWS
+from treadle.model.network.softmax_clusters import check_clusters_fit, choose_clusters
 from treadle.model.training import fine_tuning
 from treadle.model.training.optimizer import Optimizer
 from treadle.model.training_memory import check_memory, corpus_bytes
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
     from treadle.model.model import Model
     from treadle.model.scratch_files import Folder
+
+_COUNTED = 10_000_000
+"""Tokens that are counted for the clusters of a factored softmax, at most."""
+_COUNTED_AT_ONCE = 1 << 20
 
 CorpusSource = bytes | os.PathLike[str] | Sequence[CorpusFile] | Corpus
 """Sources of a training corpus: data, a file, several files, or a corpus already read."""
@@ -64,6 +70,30 @@ def load_corpus(
         )
     fine_tuning.check_vocabulary(corpus, init_from)
     return corpus
+
+
+def with_clusters(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """Returns the settings with the clusters of a factored softmax, chosen where none are given.
+
+    Args:
+        config: The run's settings.
+        corpus: The corpus that is trained on.
+
+    Raises:
+        ConfigError: The vocabulary is too small for clusters, or for those that are given.
+    """
+    network = config.network
+    V = corpus.tokenizer.vocabulary_size
+    if network.softmax is Softmax.FACTORED and not network.softmax_clusters:
+        counts = np.zeros(V, np.int64)
+        for first in range(0, min(corpus.train.tokens.size, _COUNTED), _COUNTED_AT_ONCE):
+            part = np.asarray(corpus.train.tokens[first : first + _COUNTED_AT_ONCE])
+            counts += np.bincount(part, minlength=V)
+        if corpus.tokenizer.end is not None:
+            counts[corpus.tokenizer.end] += corpus.train.items
+        network = replace(network, softmax_clusters=choose_clusters(counts))
+    check_clusters_fit(network.softmax_clusters, V)
+    return replace(config, network=network)
 
 
 def check_fits(corpus: Corpus, config: TrainConfig, limit_bytes: int | None) -> Shape:

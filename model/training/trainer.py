@@ -44,6 +44,7 @@ from treadle.model.training.setup import (
     initial_parameters,
     load_corpus,
     load_kernels,
+    with_clusters,
 )
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
 from treadle.model.training_memory import check_resident, resident_bytes
@@ -94,6 +95,7 @@ class Trainer:
             base = fine_tuning.describe(init_from)
         check_config(config, base)
         corpus = load_corpus(corpus, config, init_from, folder)
+        config = with_clusters(config, corpus)
         config, picked, forecast = preset.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)

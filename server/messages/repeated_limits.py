@@ -23,6 +23,7 @@ MOST = {
     "GenerateRequest.stop_sequences": 16,
     "GenerateRequest.token_biases": 1_024,
     "ListJobsRequest.states": 100,
+    "NetworkSpec.softmax_clusters": 4_096,
     "ScoreRequest.texts": 10_000,
     "VocabularyPart.tokens": 10_000,
 }

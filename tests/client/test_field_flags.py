@@ -57,6 +57,7 @@ WITHOUT_ROW: dict[str, str] = {
     "ScoreRequest.texts": "they are FILE, or --text",
     "ScoreStreamSpec.model": POSITIONAL,
     "LearnStreamSpec.model": POSITIONAL,
+    "NetworkSpec.softmax_clusters": "chosen from the corpus; the command needs no other",
     "EmbedRequest.model": POSITIONAL,
     "EmbedRequest.texts": POSITIONAL,
     "WatchJobRequest.job": POSITIONAL,

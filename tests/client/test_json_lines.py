@@ -44,6 +44,7 @@ def test_nested_messages_enums_and_times() -> None:
         "dropout": 0.2,
         "output_dropout": 0.0,
         "tied_weights": False,
+        "softmax": "unspecified",
     }
     assert model["layout"] == "text"
     assert model["create_time"] == "2023-11-14T22:13:20Z"

@@ -554,6 +554,8 @@ _LIKELY: dict[str, dict[str, Any]] = {
         "dropout": (0.1, (0.5,)),
         "output_dropout": (0.1, (0.5,)),
         "tied_weights": (0.1, (True,)),
+        "softmax": (0.1, (1, 2)),
+        "softmax_clusters": (0.1, ([32], [32, 64], [5])),
     },
     "OptimizerSpec": {
         "optimizer": (0.5, (1, 2, 3)),

@@ -52,9 +52,14 @@ def _models() -> Iterator[Model]:
     for number, kind in enumerate(TokenizerKind):
         for layout in CorpusLayout:
             place = 2 * number + (layout is CorpusLayout.LINES)
-            sizes = {"layers": 1 + place % 2, "embedding_size": (3, 0, 4)[place % 3]}
+            sizes: dict[str, Any] = {
+                "layers": 1 + place % 2,
+                "embedding_size": (3, 0, 4)[place % 3],
+            }
             if place % 5 == 0:
                 sizes |= {"embedding_size": 4}
+            if kind is TokenizerKind.BYTES:
+                sizes |= {"softmax": "factored", "softmax_clusters": (32, 64, 160)}
             network = NetworkConfig(
                 cell=cells[place % 3], hidden_size=4, tied_weights=place % 5 == 0, **sizes
             )

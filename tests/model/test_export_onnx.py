@@ -25,11 +25,15 @@ from treadle.model import (
     TokenizerConfig,
     TokenizerKind,
     TrainConfig,
+    build_tokenizer,
     train,
 )
+from treadle.model.enums import Softmax
 from treadle.model.errors import ConfigError
 from treadle.model.export import onnx_graph, write_onnx
 from treadle.model.export.onnx_graph import onnx_model, state_names
+from treadle.model.network.parameters import Parameters
+from treadle.model.network.shape import Shape
 
 ROOT = Path(__file__).parents[2]
 SHAKESPEARE = (ROOT / "examples" / "data" / "tinyshakespeare.txt").read_text("utf-8")
@@ -95,6 +99,20 @@ def test_a_thousand_steps_have_the_same_log_probabilities(
     ]
     chosen = np.array(results)[np.arange(STEPS - 499), tokens[500:]]
     assert np.abs(chosen - expected[499:]).max() < 1e-5
+
+
+def test_a_factored_softmax_has_the_same_log_probabilities() -> None:
+    alphabet = "".join(map(chr, range(0x100, 0x170)))
+    network = NetworkConfig(
+        hidden_size=8, embedding_size=4, softmax=Softmax.FACTORED, softmax_clusters=(32, 64, 96)
+    )
+    parameters = Parameters.initial(Shape.of(network, len(alphabet)), seed=3)
+    model = Model(network, build_tokenizer(TokenizerConfig(), [alphabet]), parameters)
+    tokens = model.tokenizer.encode(alphabet)
+    found = Runtime(model).read(tokens[np.newaxis, :-1])
+    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1, rtol=1e-5)
+    chosen = found[0, np.arange(len(alphabet) - 1), tokens[1:]]
+    assert np.abs(chosen - np.array(model.score(alphabet).log_probabilities)).max() < 1e-5
 
 
 def test_sequences_of_a_batch_do_not_meet() -> None:

@@ -102,6 +102,8 @@ def test_a_full_spec_comes_back_as_it_was() -> None:
             dropout=0.25,
             output_dropout=0.5,
             tied_weights=True,
+            softmax=pb.SOFTMAX_FACTORED,
+            softmax_clusters=[512, 2048],
         ),
         optimizer=pb.OptimizerSpec(
             optimizer=pb.OPTIMIZER_SGD,

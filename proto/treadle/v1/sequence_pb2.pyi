@@ -78,6 +78,36 @@ CELL_LSTM: Cell.ValueType  # 3
 """Long short-term memory."""
 Global___Cell: _TypeAlias = Cell  # noqa: Y015
 
+class _Softmax:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SoftmaxEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Softmax.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOFTMAX_UNSPECIFIED: _Softmax.ValueType  # 0
+    """Not set: SOFTMAX_FULL."""
+    SOFTMAX_FULL: _Softmax.ValueType  # 1
+    """One softmax over all tokens."""
+    SOFTMAX_FACTORED: _Softmax.ValueType  # 2
+    """An exact softmax in two levels: first the frequent tokens and clusters of
+    the others, then the tokens of one cluster. Training and scoring compute the
+    logits of few tokens. For vocabularies of 1,000 tokens or more.
+    """
+
+class Softmax(_Softmax, metaclass=_SoftmaxEnumTypeWrapper):
+    """The way from logits to probabilities."""
+
+SOFTMAX_UNSPECIFIED: Softmax.ValueType  # 0
+"""Not set: SOFTMAX_FULL."""
+SOFTMAX_FULL: Softmax.ValueType  # 1
+"""One softmax over all tokens."""
+SOFTMAX_FACTORED: Softmax.ValueType  # 2
+"""An exact softmax in two levels: first the frequent tokens and clusters of
+the others, then the tokens of one cluster. Training and scoring compute the
+logits of few tokens. For vocabularies of 1,000 tokens or more.
+"""
+Global___Softmax: _TypeAlias = Softmax  # noqa: Y015
+
 class _TokenizerKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -776,6 +806,8 @@ class NetworkSpec(_message.Message):
     DROPOUT_FIELD_NUMBER: _builtins.int
     OUTPUT_DROPOUT_FIELD_NUMBER: _builtins.int
     TIED_WEIGHTS_FIELD_NUMBER: _builtins.int
+    SOFTMAX_FIELD_NUMBER: _builtins.int
+    SOFTMAX_CLUSTERS_FIELD_NUMBER: _builtins.int
     cell: Global___Cell.ValueType
     """The recurrent cell. Default: LSTM."""
     hidden_size: _builtins.int
@@ -801,6 +833,15 @@ class NetworkSpec(_message.Message):
     """Use the weights of the embedding as the weights of the output layer (Press
     and Wolf 2017). Requires embedding_size = hidden_size. Default: false.
     """
+    softmax: Global___Softmax.ValueType
+    """The way from logits to probabilities. Default: SOFTMAX_FULL."""
+    @_builtins.property
+    def softmax_clusters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """SOFTMAX_FACTORED: the first token of every cluster, in ascending multiples
+        of 32. At most 4,096 entries. Default: chosen from the counts of the tokens
+        in the corpus, for the least work.
+        """
+
     def __init__(
         self,
         *,
@@ -811,10 +852,12 @@ class NetworkSpec(_message.Message):
         dropout: _builtins.float = ...,
         output_dropout: _builtins.float = ...,
         tied_weights: _builtins.bool = ...,
+        softmax: Global___Softmax.ValueType = ...,
+        softmax_clusters: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "embedding_size", b"embedding_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "dropout", b"dropout", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers", "output_dropout", b"output_dropout", "tied_weights", b"tied_weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size", "cell", b"cell", "dropout", b"dropout", "embedding_size", b"embedding_size", "hidden_size", b"hidden_size", "layers", b"layers", "output_dropout", b"output_dropout", "softmax", b"softmax", "softmax_clusters", b"softmax_clusters", "tied_weights", b"tied_weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__embedding_size: _TypeAlias = _typing.Literal["embedding_size"]  # noqa: Y015
     _WhichOneofArgType__embedding_size: _TypeAlias = _typing.Literal["_embedding_size", b"_embedding_size"]  # noqa: Y015
