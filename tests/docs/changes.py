@@ -144,6 +144,7 @@ NOT_RUN = [
     NotRun("docs/security.md", "--dry-run=client", "needs a cluster"),
     NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
+    NotRun("docs/pytorch.md", "class FactoredModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "model = load(", "needs PyTorch: tests/golden"),
     NotRun(
         "docs/client.md",
