@@ -1,4 +1,4 @@
-"""`compare` measures a factored softmax against the full one: speed and loss at equal tokens.
+"""`main` measures a factored softmax against the full one: speed and loss at equal tokens.
 
     python benchmarks/softmax.py corpus.txt ... [--kind words] [--vocabulary 10000] [--units 200]
         [--tokens 1000000] [--batch 32x35] [--steps 15] [--clusters 2048,4096]
