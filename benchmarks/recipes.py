@@ -1,7 +1,8 @@
 """`fit` trains a network with one ingredient of the recipe changed: the basis of what AUTO uses.
 
-    python benchmarks/recipes.py examples/data/tinyshakespeare.txt [--ingredients beta2-0.95,muon]
-        [--tokens 1500000] [--characters 250000] [--units 256] [--seeds 1]
+    python benchmarks/recipes.py examples/data/tinyshakespeare.txt
+        [--ingredients base,beta2-0.99,muon] [--tokens 1500000] [--characters 250000]
+        [--units 256] [--seeds 1]
 
 Trains on the first characters of the file, with each ingredient on the same tokens and seeds, and
 prints the nats per character of the ninth tenth of the file: the last tenth, by which AUTO is
@@ -49,7 +50,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a run that an ingredient may change."""
+    """Everything about a run that an ingredient may change. The defaults are the recipe of AUTO."""
 
     cell: str = "lstm"
     units: int = 256
@@ -65,11 +66,11 @@ class Recipe:
     warmup: int = 100
     shape: str = "cosine"
     """How the rate falls: cosine, linear, constant, or trapezoid, which falls in the last fifth."""
-    floor: float = 0.0
+    floor: float = 0.2
     """The share of the rate at which it ends."""
     beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.02
+    beta2: float = 0.95
+    weight_decay: float = 0.1
     clip_norm: float = 1.0
     output_dropout: float = 0.3
     weight_dropout: float = 0.0
@@ -84,30 +85,35 @@ class Recipe:
     """Whether the recurrent weights of each gate begin orthogonal."""
     muon: int = 0
     """Newton-Schulz steps for each gate's recurrent weights (Jordan et al. 2024); 0: Adam."""
-    average: float = 0.0
+    average: float = 8.0
     """The power by which later weights count more in the mean that is evaluated; 0: no mean."""
 
 
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "base": {},
+    "before": {"beta2": 0.99, "floor": 0.0, "average": 0.0, "weight_decay": 0.02},
     "beta2-0.9": {"beta2": 0.9},
-    "beta2-0.95": {"beta2": 0.95},
-    "beta2-0.999": {"beta2": 0.999},
+    "beta2-0.99": {"beta2": 0.99},
     "beta1-0.8": {"beta1": 0.8},
     "rate-0.003": {"rate": 0.003},
     "rate-0.006": {"rate": 0.006},
+    "cosine-to-0": {"floor": 0.0, "average": 0.0},
+    "cosine-to-0.4": {"floor": 0.4},
+    "constant-rate": {"shape": "constant", "rate": 0.003},
+    "no-mean": {"average": 0.0},
+    "mean-4": {"average": 4.0},
+    "mean-16": {"average": 16.0},
     "linear": {"shape": "linear"},
-    "floor-0.2-mean": {"floor": 0.2, "average": 8.0},
-    "constant-mean": {"shape": "constant", "rate": 0.003, "average": 4.0},
     "trapezoid": {"shape": "trapezoid"},
     "warmup-500": {"warmup": 500},
+    "window-64": {"window": 64},
     "late-window-64": {"late_window": 64},
     "early-rows-8": {"early_rows": 8},
     "output-dropout-0.2": {"output_dropout": 0.2},
     "output-dropout-0.5": {"output_dropout": 0.5},
     "weight-dropout-0.2": {"weight_dropout": 0.2},
-    "weight-decay-0": {"weight_decay": 0.0},
-    "weight-decay-0.1": {"weight_decay": 0.1},
+    "weight-decay-0.02": {"weight_decay": 0.02},
+    "weight-decay-0.3": {"weight_decay": 0.3},
     "clip-0.3": {"clip_norm": 0.3},
     "noise-0.05": {"noise": 0.05},
     "shift": {"shift": True},

@@ -64,6 +64,9 @@ def test_tiny_shakespeare_in_three_minutes() -> None:
     assert (config.data.batch_size, config.data.window) == (32, 32)
     assert config.optimizer.precision is Precision.BF16
     assert config.optimizer.schedule is Schedule.COSINE
+    assert (config.optimizer.beta2, config.optimizer.final_rate) == (0.95, 0.2)
+    assert config.optimizer.averaging == 8
+    assert "a mean of the weights" in notices[2]
     assert config.limits == LimitsConfig(max_time_s=180)
     assert config.preset is None
     assert "hidden size 512" in notices[0]
@@ -240,6 +243,9 @@ GIVEN: dict[str, dict[str, Any]] = {
         "learning_rate": 0.0123,
         "weight_decay": 0.0321,
         "schedule": Schedule.CONSTANT,
+        "beta2": 0.9,
+        "final_rate": 0.1,
+        "averaging": 1.5,
         "precision": Precision.FP32,
     },
     "limits": {"early_stopping_patience": 0, "max_epochs": None},

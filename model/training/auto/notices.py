@@ -50,10 +50,11 @@ def _regularization(picked: TrainConfig, forecast: Forecast) -> str:
 def _batches(picked: TrainConfig, forecast: Forecast) -> str:
     data = picked.data
     optimizer = picked.optimizer
+    averaged = "a mean of the weights" if optimizer.averaging else "the last weights"
     return (
         f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
-        f"{optimizer.schedule} schedule: about {count(forecast.passes * forecast.tokens)} tokens "
-        "will be read"
+        f"{optimizer.schedule} schedule, {averaged}: about "
+        f"{count(forecast.passes * forecast.tokens)} tokens will be read"
     )
 
 
