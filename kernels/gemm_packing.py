@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.jit import TARGET, jit
-from treadle.kernels.simd import move
+from treadle.kernels.simd import LANES, move
+from treadle.kernels.transpose import move_transposed
 
 Array = npt.NDArray[np.float32]
 
 PANEL = TARGET.panel
 """Columns of one packed panel."""
-
-_LINE = 16
-"""Floats in a cache line."""
 
 
 def panel_count(columns: int) -> int:
@@ -47,6 +45,16 @@ def pack(matrix: Array, panels: Array) -> None:
 
 
 @jit
+def _transpose_rest(
+    matrix: Array, first: int, panel: Array, begin: int, end: int, start: int
+) -> None:
+    """Packs columns `begin` to `end` of one panel (K, PANEL), from step `start` on."""
+    for x in range(begin, end):
+        for k in range(start, panel.shape[0]):
+            panel[k, x] = matrix[first + x, k]
+
+
+@jit
 def pack_transposed(matrix: Array, panels: Array) -> None:
     """Packs the transpose of a matrix.
 
@@ -58,11 +66,14 @@ def pack_transposed(matrix: Array, panels: Array) -> None:
     for j in range(panels.shape[0]):
         first = j * PANEL
         width = min(PANEL, N - first)
-        for start in range(0, K, _LINE):  # a whole line of each row, while the cache holds it
-            end = min(K, start + _LINE)
-            for x in range(width):
-                for k in range(start, end):
-                    panels[j, k, x] = matrix[first + x, k]
+        columns = width // LANES * LANES
+        steps = K // LANES * LANES if columns else 0
+        for x in range(0, columns, LANES):
+            for k in range(0, steps, LANES):
+                start = (first + x) * K + k
+                move_transposed(matrix, start, K, panels, (j * K + k) * PANEL + x, PANEL)
+            _transpose_rest(matrix, first, panels[j], x, x + LANES, steps)
+        _transpose_rest(matrix, first, panels[j], columns, width, 0)
         if width < PANEL:
             for k in range(K):
                 panels[j, k, width:] = 0

@@ -283,6 +283,18 @@ def _backward(
 
 
 @jit
+def _clear(gradients: Gradients) -> None:
+    """Sets all gradients to 0."""
+    gradients.table[:] = ZERO
+    gradients.b[:] = ZERO
+    gradients.bh[:] = ZERO
+    gradients.Wx[:] = ZERO
+    gradients.Wh[:] = ZERO
+    gradients.Wy[:] = ZERO
+    gradients.by[:] = ZERO
+
+
+@jit
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout, top: Dropout,
@@ -293,7 +305,7 @@ def train_shard(
         cell: RNN, GRU or LSTM.
         weights: packed, with the transposes.
         work: of at least as many steps as `tokens` has, and exactly as many rows.
-        gradients: added to.
+        gradients: written.
         state: in: the state before the window; out: after it.
         tokens: (T, B), below V.
         targets: (T, B); below 0 where there is nothing to learn.
@@ -306,6 +318,7 @@ def train_shard(
         The sum of -log p(target), in nats.
     """
     steps = tokens.shape[0]
+    _clear(gradients)
     load_state(state, fresh, work)
     _draw_dropout(work, dropout, top, steps)
     forward(cell, weights, work, tokens, steps)

@@ -12,10 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import network, structs
+from treadle.kernels import batch, network, structs
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.gemm_transposed import allocate_row_block
-from treadle.kernels.optimizers import add_into
 from treadle.kernels.weight_packing import (
     pack_transposes,
     pack_weights,
@@ -42,6 +41,10 @@ Bools = npt.NDArray[np.bool_]
 
 SMALL_VOCABULARY = 256
 """Tokens of the largest vocabulary that is folded whole; see `rows_of_table`."""
+
+SMALL_NETWORK = 1 << 17
+"""Parameters of the largest network whose weights one thread packs: to wake another one, and to
+wait for it, would take longer."""
 
 
 class InterruptedRunError(Exception):
@@ -76,6 +79,7 @@ class _Shard:
         table_rows: int,
         drops: tuple[bool, bool],
         pairs: bool,
+        own: Array,
         tail: Array,
     ) -> None:
         count = rows.stop - rows.start
@@ -84,10 +88,8 @@ class _Shard:
             shape, window, count, True, drops[0], pairs, drops_top=drops[1]
         )
         self.state = allocate_state(shape, count)
-        own, shared = _gradient_shapes(shape, table_rows)
-        self.own: Array = np.zeros(flat_size(own), np.float32)
-        self.tail = tail
-        self.gradients = structs.Gradients(**flat_views(self.own, own), **flat_views(tail, shared))
+        alone, shared = _gradient_shapes(shape, table_rows)
+        self.gradients = structs.Gradients(**flat_views(own, alone), **flat_views(tail, shared))
 
 
 _TAIL = ("b", "bh", "Wx", "Wh", "Wy", "by", "Wc", "bc")
@@ -153,50 +155,34 @@ class Engine:
         self._kept = [np.uint64(kept_levels(share)) for share in (dropout, output_dropout)]
         drops = (dropout > 0, output_dropout > 0)
         self.gradient = Parameters(self.shape)
-        _, shared = _gradient_shapes(self.shape, table_rows)
+        alone, shared = _gradient_shapes(self.shape, table_rows)
+        slices = shard_slices(rows)
+        self._own: Array = np.zeros((len(slices), flat_size(alone)), np.float32)
         # The first shard writes into the sum itself.
-        tail = self.gradient.flat[self.gradient.flat.size - flat_size(shared) :]
+        self._tail = self.gradient.flat[self.gradient.flat.size - flat_size(shared) :]
+        self._tails: Array = np.zeros((len(slices) - 1, self._tail.size), np.float32)
         self._shards = [
-            _Shard(
-                self.shape,
-                cut,
-                window,
-                table_rows,
-                drops,
-                pairs,
-                np.zeros_like(tail) if cut.start else tail,
-            )
-            for cut in shard_slices(rows)
+            _Shard(self.shape, cut, window, table_rows, drops, pairs, own, tail)
+            for cut, own, tail in zip(slices, self._own, (self._tail, *self._tails), strict=True)
         ]
+        self._is_small = self.gradient.flat.size <= SMALL_NETWORK
         # The embedding's gradient is one small product a step, which stays in float32.
         block = self._shards[0].work.block
         self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
 
-    def _fold(self, tokens: Ints) -> tuple[Ints, Ints]:
-        """Packs the weights for a batch.
+    def _rows_of(self, tokens: Ints) -> tuple[Ints, Ints]:
+        """Chooses the tokens that the folded input has a row for.
 
         Args:
             tokens: (T, B), the batch.
 
         Returns:
-            The tokens that the table has a row for, and the batch (T, B) as rows of the table.
+            These tokens, ascending, and the batch (T, B) as rows of the folded input.
         """
-        used = self._all
-        folded = tokens
-        if self._weights.table.shape[0] < self.shape.V:
-            used, inverse = np.unique(tokens, return_inverse=True)
-            folded = inverse.reshape(tokens.shape).astype(np.int32)
-        stacks = self.parameters.stacks
-        weights = self._weights
-
-        def pack(transposes: bool) -> None:
-            if transposes:
-                pack_transposes(stacks, weights)
-            else:
-                pack_weights(stacks, weights, used)
-
-        self.pool.map(pack, (False, True))
-        return used, folded
+        if self._weights.table.shape[0] == self.shape.V:
+            return self._all, tokens
+        used, inverse = np.unique(tokens, return_inverse=True)
+        return used, inverse.reshape(tokens.shape).astype(np.int32)
 
     def loss_and_gradient(
         self, tokens: Ints, targets: Ints, fresh: Bools, step: int = 0
@@ -217,20 +203,22 @@ class Engine:
             InterruptedRunError: `interrupted` returned true; restore the states by `carry` before
                 the batch is run again.
         """
-        check_tokens(tokens, self.shape.V)
-        check_tokens(targets, self.shape.V, least=-1)
-        used, folded = self._fold(tokens)
-        count = int(np.count_nonzero(targets >= 0))
+        tokens = np.ascontiguousarray(tokens)
+        targets = np.ascontiguousarray(targets)
+        count = batch.count_targets(tokens, targets, self.shape.V)
+        if count < 0:
+            check_tokens(tokens, self.shape.V)
+            check_tokens(targets, self.shape.V, least=-1)
+        used, folded = self._rows_of(tokens)
         scale = np.float32(1 / max(count, 1))
+        number = np.uint64(step)
+        if not self._shards[1:]:
+            return self._train_alone(used, folded, targets, fresh, scale, number), count
+        self._pack(used)
 
         def run(shard: _Shard) -> float:
             if self.interrupted():
                 raise InterruptedRunError
-            shard.own[:] = 0
-            shard.tail[:] = 0
-            dropout, top = (
-                Dropout(self._seed, np.uint64(step), shard.rows.start, kept) for kept in self._kept
-            )
             return network.train_shard(
                 self.cell,
                 self._weights,
@@ -239,15 +227,50 @@ class Engine:
                 shard.state,
                 *cut_rows(shard.rows, folded, targets, fresh),
                 scale,
-                dropout,
-                top,
+                *self._dropouts(number, shard.rows.start),
             )
 
         loss = in_order(self.pool.map(run, self._shards))
-        if self._shards[1:]:
-            self._add_shards()
+        self._add_shards()
         self._unfold(used)
         return loss, count
+
+    def _dropouts(self, step: np.uint64, first_row: int) -> tuple[Dropout, Dropout]:
+        """Returns the dropout of a step between layers, and before the output layer."""
+        inner, top = self._kept
+        return Dropout(self._seed, step, first_row, inner), Dropout(
+            self._seed, step, first_row, top
+        )
+
+    def _train_alone(
+        self,
+        used: Ints,
+        folded: Ints,
+        targets: Ints,
+        fresh: Bools,
+        scale: np.float32,
+        step: np.uint64,
+    ) -> float:
+        """Runs a batch of one shard in one call; returns the sum of its losses."""
+        if self.interrupted():
+            raise InterruptedRunError
+        shard = self._shards[0]
+        return batch.train_batch(
+            self.cell,
+            self.parameters.stacks,
+            self._weights,
+            shard.work,
+            shard.gradients,
+            shard.state,
+            folded,
+            targets,
+            fresh,
+            scale,
+            *self._dropouts(step, 0),
+            used,
+            self._block,
+            self.gradient.stacks,
+        )
 
     def carried(self) -> tuple[Array, Array]:
         """Returns copies of the states that the next batch continues from, hs and cs, (L, B, H)."""
@@ -263,32 +286,47 @@ class Engine:
             shard.state.h[...] = hs[:, shard.rows]
             shard.state.c[...] = cs[:, shard.rows]
 
-    def _unfold(self, used: Ints) -> None:
-        """Turns the table's gradient into those of the arrays that it is computed from."""
+    def _pack(self, used: Ints) -> None:
+        """Packs the weights, with rows of the folded input for the tokens `used`."""
         stacks = self.parameters.stacks
-        first = self._shards[0]
-        out = self.gradient.stacks
+        weights = self._weights
+        if self._is_small:
+            batch.pack_parameters(stacks, weights, used)
+            return
 
-        def unfold(weights: bool) -> None:
-            if weights:
-                unfold_input_weights(stacks, first.gradients, used, self._block, out)
+        def pack(transposes: bool) -> None:
+            if transposes:
+                pack_transposes(stacks, weights)
             else:
-                unfold_embedding(stacks, first.gradients, used, out)
+                pack_weights(stacks, weights, used)
 
-        self.pool.map(unfold, (True, False))
+        self.pool.map(pack, (False, True))
 
     def _add_shards(self) -> None:
         """Adds every shard's gradient to the first one's, in order."""
-        first = self._shards[0]
-        others = self._shards[1:]
 
         def add_own(part: slice) -> None:
-            for shard in others:
-                add_into(shard.own[part], first.own[part])
+            batch.add_shards(self._own[1:], self._own[0], part.start, part.stop)
 
         def add_tail(part: slice) -> None:
-            for shard in others:
-                add_into(shard.tail[part], first.tail[part])
+            batch.add_shards(self._tails, self._tail, part.start, part.stop)
 
-        self.pool.map(add_own, parts(first.own.size))
-        self.pool.map(add_tail, parts(first.tail.size))
+        self.pool.map(add_own, parts(self._own.shape[1]))
+        self.pool.map(add_tail, parts(self._tail.size))
+
+    def _unfold(self, used: Ints) -> None:
+        """Turns the table's gradient into those of the arrays that it is computed from."""
+        stacks = self.parameters.stacks
+        gradients = self._shards[0].gradients
+        out = self.gradient.stacks
+        if self._is_small:
+            batch.unfold_gradients(stacks, gradients, used, self._block, out)
+            return
+
+        def unfold(weights: bool) -> None:
+            if weights:
+                unfold_input_weights(stacks, gradients, used, self._block, out)
+            else:
+                unfold_embedding(stacks, gradients, used, out)
+
+        self.pool.map(unfold, (True, False))
