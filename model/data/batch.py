@@ -6,6 +6,7 @@ A batch always has `window` steps of B rows; a step that holds no token has the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +66,16 @@ class TextSegments:
     scored: Ints
     stops: Ints
 
+    @cached_property
+    def _full_from(self) -> int:
+        """The first step from which on every row has a token to predict."""
+        return int((self.scored - self.starts).max())
+
+    @cached_property
+    def _full_to(self) -> int:
+        """The steps of the shortest row."""
+        return int((self.stops - self.starts).min())
+
     def batch(self, first: int, last: int, window: int) -> Batch:
         """Returns the batch of steps `first` to `last` - 1, counted from the rows' starts.
 
@@ -73,6 +84,10 @@ class TextSegments:
             last: The step after the last.
             window: Steps of the batch.
         """
+        if self._full_from <= first and last <= self._full_to:
+            places = self.starts + np.arange(first, last + 1)[:, None]
+            read = _tokens_at(self.data, places)
+            return _padded(read[:-1], read[1:], first == 0, window)
         places = self.starts + np.arange(first, last)[:, None]
         inside = places < self.stops
         places = np.minimum(places, len(self.data) - 2)
@@ -125,6 +140,8 @@ def _padded(
 ) -> Batch:
     """Returns a batch of `window` steps, the last of which may hold no token."""
     steps, rows = tokens.shape
+    if steps == window:
+        return Batch(tokens, targets, np.full(rows, fresh), steps)
     all_tokens = np.zeros((window, rows), np.int32)
     all_targets = np.full((window, rows), IGNORED, np.int32)
     all_tokens[:steps] = tokens
