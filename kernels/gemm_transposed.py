@@ -1,7 +1,8 @@
 """`add_rows_transposed` and `add_matmul_transposed` compute C += A^T B, the gradient of weights.
 
-Rows of A and B are gathered in packed blocks as they are computed, while the caches still hold
-them. A full block is multiplied by the GEMM tile. Every element of C is one chain of fused
+Rows of A and B are gathered in blocks as they are computed, while the caches still hold them. Those
+of B are packed in panels; those of A stay rows, since the GEMM tile reads its left operand through
+two strides. A full block is multiplied by the tile. Every element of C is one chain of fused
 multiply-adds over the rows in the order in which they were gathered, whatever a block holds.
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.gemm_tile import PANEL, ROWS, Operand, multiply_panel
-from treadle.kernels.jit import jit
-from treadle.kernels.simd import move
+from treadle.kernels.gemm_tile import PANEL, Operand, multiply_panel
+from treadle.kernels.jit import jit_views
+from treadle.kernels.simd import copy, move
 from treadle.kernels.structs import ROW_BLOCK, RowBlock
 
 Array = npt.NDArray[np.float32]
@@ -20,29 +21,13 @@ Array = npt.NDArray[np.float32]
 
 def allocate_row_block(M: int, N: int) -> RowBlock:
     """Returns an empty block for rows (M,) of A and (N,) of B."""
-    strips = -(-M // ROWS)
-    panels = -(-N // PANEL)
     return RowBlock(
-        np.zeros((strips, ROW_BLOCK, ROWS), np.float32),
-        np.zeros((panels, ROW_BLOCK, PANEL), np.float32),
+        np.zeros((1, ROW_BLOCK, M), np.float32),
+        np.zeros((-(-N // PANEL), ROW_BLOCK, PANEL), np.float32),
     )
 
 
-@jit
-def _gather_left(A: Array, left: Array, at: int) -> None:
-    """Packs rows (n, M) behind the `at` rows that the block holds."""
-    n, M = A.shape
-    whole = M // ROWS
-    for k in range(n):
-        for strip in range(whole):
-            to = (strip * ROW_BLOCK + at + k) * ROWS
-            move(A, k * M + strip * ROWS, left, to, ROWS, ROWS)
-        if whole * ROWS < M:
-            to = (whole * ROW_BLOCK + at + k) * ROWS
-            move(A, k * M + whole * ROWS, left, to, ROWS, M - whole * ROWS)
-
-
-@jit
+@jit_views
 def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
     """Packs rows (n, N), from column `first` on, behind the `at` rows that the block holds."""
     n, N = B.shape
@@ -57,23 +42,22 @@ def _gather_right(B: Array, first: int, right: Array, at: int) -> None:
             move(B, k * N + column, right, to, PANEL, N - column)
 
 
-@jit
-def _multiply_block(block: RowBlock, rows: int, C: Array, first: int, last: int) -> None:
-    """Computes C[:, first:last] += A^T B of the gathered rows, or as much as the block holds."""
+@jit_views
+def _multiply_block(
+    left: Operand, block: RowBlock, rows: int, C: Array, first: int, last: int
+) -> None:
+    """Computes C[:, first:last] += A^T B of `rows` rows, or as much as the block holds."""
     M, N = C.shape
     for panel in range(block.right.shape[0]):
         column = first + panel * PANEL
         if column >= last:
             break
         right = Operand(block.right, panel * ROW_BLOCK * PANEL, ROW_BLOCK * PANEL, PANEL)
-        for strip in range((M + ROWS - 1) // ROWS):
-            left = Operand(block.left, strip * ROW_BLOCK * ROWS, 1, ROWS)
-            out = Operand(C, strip * ROWS * N + column, N, 1)
-            height = min(ROWS, M - strip * ROWS)
-            multiply_panel(left, right, out, height, rows, last - column, True)
+        out = Operand(C, column, N, 1)
+        multiply_panel(left, right, out, M, rows, last - column, True)
 
 
-@jit
+@jit_views
 def add_rows_transposed(
     A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
@@ -90,47 +74,50 @@ def add_rows_transposed(
     Returns:
         Rows in the block now.
     """
+    M, N = C.shape
+    left = Operand(block.left, 0, 1, M)
     if gathered + A.shape[0] > ROW_BLOCK:
-        _multiply_block(block, gathered, C, 0, C.shape[1])
+        _multiply_block(left, block, gathered, C, 0, N)
         gathered = 0
-    _gather_left(A, block.left, gathered)
+    copy(A, 0, block.left, gathered * M, A.shape[0] * M)
     _gather_right(B, 0, block.right, gathered)
     gathered += A.shape[0]
     if last:
-        _multiply_block(block, gathered, C, 0, C.shape[1])
+        _multiply_block(left, block, gathered, C, 0, N)
         gathered = 0
     return gathered
 
 
-@jit
+@jit_views
 def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
     """Computes C[:, column : column + N] += A^T B, the sum over rows in ascending order.
 
     Args:
         A: (K, M).
         B: (K, N).
-        block: for rows of M elements and of any number of columns of C.
+        block: for any number of columns of C.
         C: (M, at least column + N), added to.
         column: the first column that is added to.
     """
     K, N = B.shape
+    M = A.shape[1]
     columns = block.right.shape[0] * PANEL
     for k in range(0, K, ROW_BLOCK):
         rows = min(ROW_BLOCK, K - k)
-        _gather_left(A[k : k + rows], block.left, 0)
+        left = Operand(A, k * M, 1, M)
         for first in range(0, N, columns):
             _gather_right(B[k : k + rows], first, block.right, 0)
-            _multiply_block(block, rows, C, column + first, column + N)
+            _multiply_block(left, block, rows, C, column + first, column + N)
 
 
-@jit
+@jit_views
 def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
     """Computes C += A^T B, the sum over rows in ascending order.
 
     Args:
         A: (K, M).
         B: (K, N).
-        block: for rows of M elements and of any number of columns of C.
+        block: for any number of columns of C.
         C: (M, N), added to.
     """
     add_columns_transposed(A, B, block, C, 0)

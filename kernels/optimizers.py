@@ -9,13 +9,19 @@ a sum, and its order is fixed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from treadle.kernels.activations import ONE
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import jit
-from treadle.kernels.simd import LANES
+from treadle.kernels.jit import PYTHON_MODE, jit
+from treadle.kernels.simd import LANES, VECTOR, check_range
 
 Array = npt.NDArray[np.float32]
 
@@ -49,15 +55,63 @@ def clip_by_value(gradient: Array, limit: np.float32) -> None:
         gradient[n] = -limit if g < -limit else g
 
 
+def _add_squares(typing_context: Any, values: Any, count: Any, sums: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        given = context.make_array(signature.args[0])(context, builder, arguments[0])
+        taken = context.make_array(signature.args[2])(context, builder, arguments[2])
+        count = arguments[1]
+        zero = ir.Constant(count.type, 0)
+        check_range(context, builder, given.nitems, zero, count)
+        check_range(context, builder, taken.nitems, zero, ir.Constant(count.type, LANES))
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        place = builder.bitcast(taken.data, wide.as_pointer())
+        before = builder.load(place)
+        before.align = 8
+        entry = builder.block
+        body = builder.append_basic_block("squares")
+        done = builder.append_basic_block("squares_end")
+        builder.cbranch(builder.icmp_signed(">", count, zero), body, done)
+        builder.position_at_end(body)
+        n = builder.phi(count.type)
+        total = builder.phi(wide)
+        value = builder.load(builder.bitcast(builder.gep(given.data, [n]), VECTOR.as_pointer()))
+        value.align = 4
+        value = builder.fpext(value, wide)
+        result = builder.fadd(total, builder.fmul(value, value))
+        following = builder.add(n, ir.Constant(count.type, LANES))
+        for phi, first, later in ((n, zero, following), (total, before, result)):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(later, body)
+        builder.cbranch(builder.icmp_signed("<", following, count), body, done)
+        builder.position_at_end(done)
+        after = builder.phi(wide)
+        after.add_incoming(before, entry)
+        after.add_incoming(result, body)
+        builder.store(after, place).align = 8
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, sums), generate
+
+
+def python_add_squares(values: Array, count: int, sums: npt.NDArray[np.float64]) -> None:
+    """Stands in for `add_squares`."""
+    for row in values[:count].reshape(-1, LANES).astype(np.float64):
+        sums += row * row
+
+
+add_squares: Callable[[Array, int, npt.NDArray[np.float64]], None] = (
+    python_add_squares if PYTHON_MODE else intrinsic(_add_squares)
+)
+"""add_squares(values, count, sums): adds the squares of the first `count` values, a multiple of
+LANES, to LANES sums in float64, value n to sum n % LANES. The sums stay in registers, which LLVM
+does not dare where the loop is written in Python."""
+
+
 @jit
 def _sum_of_squares(gradient: Array, sums: npt.NDArray[np.float64]) -> float:
     sums[:] = 0.0
     whole = gradient.size // LANES * LANES
-    for first in range(0, whole, LANES):
-        part = gradient[first : first + LANES]
-        for lane in range(LANES):
-            value = np.float64(part[lane])
-            sums[lane] += value * value
+    add_squares(gradient, whole, sums)
     for n in range(whole, gradient.size):
         value = np.float64(gradient[n])
         sums[n - whole] += value * value

@@ -32,10 +32,10 @@ ROW_BLOCK = 256
 
 
 class RowBlock(NamedTuple):
-    """A buffer for ROW_BLOCK gathered rows (see `gemm_transposed`)."""
+    """A buffer for ROW_BLOCK gathered rows (see `gemm_transposed`, and `gemm_bf16`)."""
 
     left: Array
-    """(strips, ROW_BLOCK, ROWS), for rows of A; at least ceil(M / ROWS) strips."""
+    """(1, ROW_BLOCK, at least M), for rows (M,) of A, one behind the other."""
     right: Array
     """(panels, ROW_BLOCK, PANEL), for rows of B; with fewer panels than B needs, B is cut."""
 

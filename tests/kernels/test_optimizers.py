@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.registry import CPUDispatcher
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from small_networks import relative_error, same_bytes
 
 from treadle.kernels import optimizers, reference
+from treadle.kernels.simd import LANES
 
 Floats = NDArray[np.float32]
 Update = Callable[[int, Floats], None]
@@ -169,3 +172,20 @@ def test_add_into() -> None:
     expected = target + source
     optimizers.add_into(source, target)
     assert same_bytes(target, expected)
+
+
+@pytest.mark.parametrize("count", [0, LANES, 5 * LANES])
+def test_squares_are_added_lane_by_lane(count: int) -> None:
+    instruction = intrinsic(optimizers._add_squares)
+
+    def call(values: Any, count: int, sums: Any) -> None:
+        instruction(values, count, sums)
+
+    compiled: Callable[..., None] = CPUDispatcher(call, targetoptions={"nopython": True})
+    values = draw(1, 6 * LANES)
+    ours = np.arange(LANES, dtype=np.float64)
+    theirs = ours.copy()
+    compiled(values, count, ours)
+    optimizers.python_add_squares(values, count, theirs)
+    assert ours.tobytes() == theirs.tobytes()
+    assert (theirs == np.arange(LANES)).all() == (count == 0)
