@@ -96,10 +96,22 @@ def unfold_gradients(
 
 @jit
 def train_batch(
-    cell: int, parameters: Parameters, weights: Weights, work: Workspace, gradients: Gradients,
-    state: State, tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout,
-    top: Dropout, used: Ints, block: RowBlock, out: Parameters,
-) -> float:  # fmt: skip
+    cell: int,
+    parameters: Parameters,
+    weights: Weights,
+    work: Workspace,
+    gradients: Gradients,
+    state: State,
+    tokens: Ints,
+    targets: Ints,
+    fresh: Bools,
+    scale: np.float32,
+    dropout: Dropout,
+    top: Dropout,
+    used: Ints,
+    block: RowBlock,
+    out: Parameters,
+) -> float:
     """Packs the weights, runs both passes, and unfolds the gradients.
 
     Args:

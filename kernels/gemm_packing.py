@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.jit import TARGET, jit
-from treadle.kernels.simd import LANES, move
-from treadle.kernels.transpose import move_transposed
+from treadle.kernels.simd import LANES, move, move_transposed
 
 Array = npt.NDArray[np.float32]
 

@@ -22,8 +22,9 @@ Floats = NDArray[np.float32]
 GUARD = np.float32(-77.25)
 ODD = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, 3e38, -3e38], np.float32)
 
-load_padded, store, splat = (
-    intrinsic(function) for function in (simd._load_padded, simd._store, simd._splat)
+load_padded, store, splat, move_transposed = (
+    intrinsic(function)
+    for function in (simd._load_padded, simd._store, simd._splat, simd._move_transposed)
 )
 
 
@@ -184,3 +185,21 @@ def test_splat() -> None:
     out = np.empty(LANES, np.float32)
     run(GUARD, out)
     assert same_bytes(out, simd.python_splat(GUARD))
+
+
+def test_a_block_is_transposed_and_nothing_else_is_written() -> None:
+    @compiled
+    def move(source: Any, start: int, row: int, target: Any, to: int, step: int) -> None:
+        move_transposed(source, start, row, target, to, step)
+
+    row = LANES + 3
+    step = LANES + 5
+    source = np.random.default_rng(1).standard_normal((LANES + 1, row), np.float32)
+    ours = np.full((LANES + 1, step), GUARD)
+    theirs = ours.copy()
+    move(source, 2, row, ours, 4, step)
+    simd.python_move_transposed(source, 2, row, theirs, 4, step)
+    assert same_bytes(ours, theirs)
+    expected = np.full((LANES + 1, step), GUARD)
+    expected[:LANES, 4 : 4 + LANES] = source[:LANES, 2 : 2 + LANES].T
+    assert same_bytes(ours, expected)
