@@ -292,6 +292,8 @@ def _clear(gradients: Gradients) -> None:
     gradients.Wh[:] = ZERO
     gradients.Wy[:] = ZERO
     gradients.by[:] = ZERO
+    gradients.Wc[:] = ZERO
+    gradients.bc[:] = ZERO
 
 
 @jit

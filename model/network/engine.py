@@ -165,7 +165,9 @@ class Engine:
             _Shard(self.shape, cut, window, table_rows, drops, pairs, own, tail)
             for cut, own, tail in zip(slices, self._own, (self._tail, *self._tails), strict=True)
         ]
-        self._is_small = self.gradient.flat.size <= SMALL_NETWORK
+        self.is_small = self.gradient.flat.size <= SMALL_NETWORK
+        """Whether one thread packs the weights and unfolds the gradients of a batch of several
+        shards, rather than all threads."""
         # The embedding's gradient is one small product a step, which stays in float32.
         block = self._shards[0].work.block
         self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
@@ -290,7 +292,7 @@ class Engine:
         """Packs the weights, with rows of the folded input for the tokens `used`."""
         stacks = self.parameters.stacks
         weights = self._weights
-        if self._is_small:
+        if self.is_small:
             batch.pack_parameters(stacks, weights, used)
             return
 
@@ -319,7 +321,7 @@ class Engine:
         stacks = self.parameters.stacks
         gradients = self._shards[0].gradients
         out = self.gradient.stacks
-        if self._is_small:
+        if self.is_small:
             batch.unfold_gradients(stacks, gradients, used, self._block, out)
             return
 

@@ -15,6 +15,11 @@ CONTINUED: Bools = np.zeros(1, np.bool_)
 """The `fresh` of a batch of one row that continues from its state, not from zeros."""
 
 
+def shard_count(rows: int) -> int:
+    """Returns the number of shards of a batch: the most threads that can work on it."""
+    return -(-rows // SHARD_ROWS)
+
+
 def shard_slices(rows: int) -> list[slice]:
     """Returns the rows of every shard of a batch."""
     return [slice(i, min(rows, i + SHARD_ROWS)) for i in range(0, rows, SHARD_ROWS)]

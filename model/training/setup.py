@@ -1,4 +1,4 @@
-"""`load_corpus`, `check_fits`, `initial_parameters` and `load_kernels` prepare a training run."""
+"""`load_corpus`, `check_fits`, `initial_parameters` and others prepare a training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
-from treadle.model.network.shards import SHARD_ROWS
+from treadle.model.network.shards import SHARD_ROWS, shard_count
 from treadle.model.network.softmax_clusters import check_clusters_fit, choose_clusters
 from treadle.model.training import fine_tuning
 from treadle.model.training.optimizer import Optimizer
@@ -26,6 +26,7 @@ from treadle.model.training_memory import check_memory, corpus_bytes
 
 if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
+    from treadle.model.data.batching import Batches
     from treadle.model.model import Model
     from treadle.model.scratch_files import Folder
 
@@ -135,6 +136,27 @@ def _indexing_bytes(corpus: Corpus, config: TrainConfig) -> int:
     return indexing_bytes(indexed_tokens(corpus.train.tokens, corpus.train.offsets))
 
 
+def thread_notices(corpus: Corpus, batches: Batches, threads: int) -> tuple[str, ...]:
+    """Returns a notice if the batches are too small for all threads, and the corpus is not.
+
+    Args:
+        corpus: The corpus that is trained on.
+        batches: The batches.
+        threads: Threads that the kernels may use.
+    """
+    rows = batches.batch_size
+    used = shard_count(rows)
+    needed_rows = threads * SHARD_ROWS
+    train = corpus.train
+    most = train.items if train.offsets is not None else train.predicted // batches.window
+    if used >= threads or most < needed_rows:
+        return ()
+    return (
+        f"a batch of {rows:,} rows keeps {used:,} of {threads:,} threads busy, with {SHARD_ROWS} "
+        f"rows each: batches of {needed_rows:,} rows would use them all",
+    )
+
+
 def initial_parameters(shape: Shape, seed: int, init_from: Model | None) -> Parameters:
     """Returns the initial weights of a run.
 
@@ -153,8 +175,10 @@ def initial_parameters(shape: Shape, seed: int, init_from: Model | None) -> Para
 def load_kernels(config: TrainConfig) -> None:
     """Compiles or loads the kernels of a step, on a tiny network, before the clock starts."""
     parameters = Parameters(Shape(config.network.cell, V=2, E=1, H=1, L=1))
-    rows = SHARD_ROWS + 1  # two shards, so that the kernels that add them are loaded
-    engine = Engine(parameters, rows, 1, Pool(1), precision=config.optimizer.precision)
-    zeros = np.zeros((1, rows), np.int32)
-    engine.loss_and_gradient(zeros, zeros, np.ones(rows, np.bool_))
+    # One shard is one call. Two shards take calls of their own, which differ for a large network.
+    for rows, is_small in ((1, True), (SHARD_ROWS + 1, True), (SHARD_ROWS + 1, False)):
+        engine = Engine(parameters, rows, 1, Pool(1), precision=config.optimizer.precision)
+        engine.is_small = is_small
+        zeros = np.zeros((1, rows), np.int32)
+        engine.loss_and_gradient(zeros, zeros, np.ones(rows, np.bool_))
     Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)

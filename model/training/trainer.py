@@ -44,6 +44,7 @@ from treadle.model.training.setup import (
     initial_parameters,
     load_corpus,
     load_kernels,
+    thread_notices,
     with_clusters,
 )
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
@@ -108,7 +109,8 @@ class Trainer:
         self._between_steps = True
         self.threads = threads
         """Threads that the kernels may use; a new value applies from the next step."""
-        notices = (*corpus.notices, *picked, *batches.notices, *chosen)
+        divided = thread_notices(corpus, batches, threads)
+        notices = (*corpus.notices, *picked, *batches.notices, *divided, *chosen)
         self.started = self._started((*notices, *self._state.novelty_notices()))
         self._state.record_baseline(self.started.baseline_loss)
 

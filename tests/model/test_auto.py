@@ -177,6 +177,11 @@ def test_the_budget_is_judged() -> None:
 def test_many_threads_have_rows_to_work_on() -> None:
     assert picked(LARGE, 600, threads=8)[0].data.batch_size == 128
     assert picked(LARGE, 600, threads=2)[0].data.batch_size < 128
+    # Lines of 100 characters: 1,024 tokens of a batch would be ten of them.
+    lines = (10**7, 10**5, 65)
+    assert batch_of(lines, 10**8, threads=1)[0] == 16
+    assert batch_of(lines, 10**8, threads=8)[0] == 128
+    assert batch_of(lines, 10**7, threads=8)[0] == 16, "few steps for many threads"
 
 
 def test_without_a_limit_it_takes_a_minute_and_says_so() -> None:

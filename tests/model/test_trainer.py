@@ -119,6 +119,20 @@ def test_nothing_is_noticed_where_nothing_was_changed() -> None:
     assert trainer.started.train_tokens == len(TEXT) - len(TEXT) // 10
 
 
+def test_threads_that_a_batch_is_too_small_for_are_noticed() -> None:
+    def noticed(rows: int, threads: int) -> tuple[str, ...]:
+        config = config_of(data=DataConfig(batch_size=rows, window=4))
+        notices = Trainer(TEXT, config, threads).started.notices
+        return tuple(notice for notice in notices if "threads busy" in notice)
+
+    assert noticed(32, 3) == (
+        "a batch of 32 rows keeps 2 of 3 threads busy, with 16 rows each: batches of 48 rows would "
+        "use them all",
+    )
+    assert noticed(33, 3) == noticed(16, 1) == ()
+    assert noticed(32, 1000) == (), "the corpus has no rows for so many threads"
+
+
 @pytest.mark.parametrize(("size", "steps"), [(2, 300), (51, 500), (3000, 20_000)])
 def test_without_limits_the_corpus_decides(size: int, steps: int) -> None:
     data = DataConfig(batch_size=1, window=1, validation_fraction=0)

@@ -392,7 +392,10 @@ def _data(config: TrainConfig, inputs: PresetInputs, tokens: float) -> DataConfi
     """Returns the rows and steps of a batch, for a run over so many tokens."""
     least_rows = min(ROWS_OF_THREAD * inputs.threads, MOST_ROWS)
     smallest = _BATCHES[-1][1]
-    while least_rows > ROWS_OF_THREAD and tokens < FEWEST_STEPS * least_rows * smallest:
+    of_row: float = smallest * FEWEST_STEPS
+    if inputs.items:
+        of_row = inputs.tokens / inputs.items * STEPS_OF_LINES
+    while least_rows > ROWS_OF_THREAD and tokens < least_rows * of_row:
         least_rows //= 2
     rows, steps = next(
         ((b, t) for b, t, least in _BATCHES if b >= least_rows and tokens >= least * b * t),
@@ -401,7 +404,7 @@ def _data(config: TrainConfig, inputs: PresetInputs, tokens: float) -> DataConfi
     if inputs.items:
         length = inputs.tokens / inputs.items
         batch = min(TOKENS_PER_LINE_BATCH, tokens / STEPS_OF_LINES)
-        rows = min(max(16 * round(batch / length / 16), 16), 256)
+        rows = min(max(16 * round(batch / length / 16), least_rows), 256)
         steps = max(steps, 64)
     of_pass = inputs.tokens / BATCHES_PER_PASS
     while rows > 8 and rows * _row_tokens(inputs, steps) > of_pass:
