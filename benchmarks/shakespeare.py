@@ -1,18 +1,21 @@
 """`train` makes the best model of Tiny Shakespeare in a given time, chosen by AUTO.
 
     python benchmarks/shakespeare.py examples/data/tinyshakespeare.txt [--train-for 180]
-        [--precision fp32]
+        [--precision fp32] [--seeds 3]
 
 Trains with `preset: AUTO` for so many seconds on the first 90 % of the file, and then measures
 the last 10 %, in nats per character, in both ways that others have measured it:
 
 - in one stateful pass, as a stream that the model follows from its first character to its last;
 - over cold windows of 256 characters, each from an empty state, as nanoGPT measures.
+
+With several seeds it prints the mean of each, and the distance from the lowest to the highest.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +65,13 @@ def train(corpus: Path, seconds: float, threads: int, precision: str, seed: int)
     return trainer.finish()
 
 
+def summary(losses: Sequence[float]) -> str:
+    """Returns the mean of some losses and the distance from the lowest to the highest."""
+    mean = statistics.mean(losses)
+    spread = max(losses) - min(losses)
+    return f"mean {mean:.4f}, spread {spread:.4f}, of {len(losses)}"
+
+
 def stateful(model: Model, text: str) -> float:
     """Returns the mean nats per character of a text, read from its beginning to its end."""
     mean = model.score(text).mean_nats
@@ -95,18 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-for", type=float, default=180.0, metavar="SECONDS")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="", help="not AUTO's pick")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
     options = parser.parse_args(arguments)
     print(", ".join(f"{name} {value}" for name, value in describe().items()))
     text = options.corpus.read_text()
-    model = train(
-        options.corpus, options.train_for, options.threads, options.precision, options.seed
-    )
     held_out = text[int(len(text) * 0.9) :]
-    loss = stateful(model, held_out)
-    print(f"one stateful pass over the last 10 %: {loss:.4f} nats per character")
-    loss = cold(model, held_out, COLD_WINDOW, options.threads)
-    print(f"cold windows of {COLD_WINDOW} characters:      {loss:.4f} nats per character")
+    passes: list[float] = []
+    windows: list[float] = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        model = train(options.corpus, options.train_for, options.threads, options.precision, seed)
+        passes.append(stateful(model, held_out))
+        print(f"one stateful pass over the last 10 %: {passes[-1]:.4f} nats per character")
+        windows.append(cold(model, held_out, COLD_WINDOW, options.threads))
+        print(
+            f"cold windows of {COLD_WINDOW} characters:      {windows[-1]:.4f} nats per character"
+        )
+    if options.seeds > 1:
+        print(f"one stateful pass: {summary(passes)}")
+        print(f"cold windows:      {summary(windows)}")
     return 0
 
 
