@@ -1,22 +1,12 @@
 """Kernels compiled for other processors, and other processes, give the same bits."""
 
-import json
-import os
-import platform
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from exactness import small_run
+from exactness.processor_runs import IS_X86_64, NUMPY_PLAIN, finish, start
 from llvmlite import binding as llvm
-
-SCRIPT = Path(__file__).with_name("small_run.py")
-
-NUMPY_PLAIN = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
-"""What NumPy, which chooses its loops at start, leaves unused; by old and new names."""
 
 RUNS: dict[str, dict[str, str]] = {
     "host": {},
@@ -28,29 +18,11 @@ RUNS: dict[str, dict[str, str]] = {
 }
 """The environment of each run."""
 
-TARGET_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "TREADLE_CPU_TARGET")
-
-IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
-
 pytestmark = [pytest.mark.jit, pytest.mark.skipif(not IS_X86_64, reason="compiles for x86-64")]
 
 
 def can_run(name: str) -> bool:
     return name != "haswell" or bool(llvm.get_host_cpu_features().get("fma", False))
-
-
-def start(extra: dict[str, str]) -> subprocess.Popen[bytes]:
-    plain = {name: value for name, value in os.environ.items() if name not in TARGET_VARIABLES}
-    # NumPy warns of names that it, or this processor, does not know.
-    command = [sys.executable, "-W", "error", "-W", "ignore::ImportWarning", str(SCRIPT)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=plain | extra, stdout=pipe, stderr=pipe)
-
-
-def finish(process: subprocess.Popen[bytes]) -> Any:
-    out, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +32,15 @@ def results() -> dict[str, Any]:
     Where no kernels are kept from earlier, each run for another processor compiles its own:
     these run in parallel. The host's runs follow one another, to compile only once.
     """
-    others = {name: start(extra) for name, extra in RUNS.items() if extra and can_run(name)}
+    others = {
+        name: start("small_run.py", extra)
+        for name, extra in RUNS.items()
+        if extra and can_run(name)
+    }
     try:
-        printed = {name: finish(start({})) for name, extra in RUNS.items() if not extra}
+        printed = {
+            name: finish(start("small_run.py", {})) for name, extra in RUNS.items() if not extra
+        }
         return printed | {name: finish(process) for name, process in others.items()}
     finally:
         for process in others.values():
