@@ -119,6 +119,11 @@ NOT_RUN = [
         "needs data that may not be shipped: tests/benchmarks/test_hdfs_sessions.py",
     ),
     NotRun(
+        "docs/int8.md",
+        "int8_loss.py",
+        "trains for minutes: tests/benchmarks/test_int8_loss.py",
+    ),
+    NotRun(
         "docs/exactness.md",
         "NUMBA_CPU_NAME=haswell",
         "compiles every kernel for another processor: tests/exactness/test_processors.py",
