@@ -32,7 +32,7 @@ from treadle.kernels.intrinsics import (
     power_of_two,
     zero_below,
 )
-from treadle.kernels.jit import jit_inline
+from treadle.kernels.jit import jit_value
 
 ZERO = np.float32(0.0)
 HALF = np.float32(0.5)
@@ -73,7 +73,7 @@ _L6 = np.float32(0.1276157704)
 _L7 = np.float32(-0.07634496526)
 
 
-@jit_inline
+@jit_value
 def tanh(x: Value) -> Value:
     """Returns tanh(x) as x P(x^2) / Q(x^2); NaN stays NaN."""
     x = maximum(minimum(x, _TANH_LIMIT), -_TANH_LIMIT)
@@ -91,14 +91,14 @@ def tanh(x: Value) -> Value:
     return y
 
 
-@jit_inline
+@jit_value
 def sigmoid(x: Value) -> Value:
     """Returns 1 / (1 + exp(-x)) as (1 + tanh(x / 2)) / 2."""
     y: Value = fma(HALF, tanh(HALF * x), HALF)
     return y
 
 
-@jit_inline
+@jit_value
 def exp(x: Value) -> Value:
     """Returns exp(x) as 2^n (1 + r + r^2 E(r)), r = x - n ln 2; 0 below -87, exp(88) above 88.
 
@@ -118,7 +118,7 @@ def exp(x: Value) -> Value:
     return y
 
 
-@jit_inline
+@jit_value
 def log(x: np.float32) -> np.float32:
     """Returns ln x of a positive normal number x = 2^n m with m in [sqrt(1/2), sqrt(2))."""
     bits = bits_from_float(x)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from treadle.kernels.activations import ZERO, log
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import jit_apart
 from treadle.kernels.loss import row_max, shifted_exp
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
 
 
-@jit
+@jit_apart
 def step_log_probabilities(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, out: Array
 ) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.gemm_dispatch import matmul
-from treadle.kernels.jit import jit, jit_inline, jit_views
+from treadle.kernels.jit import jit_apart, jit_inline, jit_views_apart
 from treadle.kernels.layer import recur_step
 from treadle.kernels.logit_edits import (
     DEAD_END,
@@ -99,7 +99,7 @@ def _truncation(sequences: Sequences, m: int) -> Truncation:
     return Truncation(top_k, top_p, min_p, typical_p)
 
 
-@jit
+@jit_apart
 def _any_needs_sorting(sequences: Sequences) -> bool:
     """Returns whether the sampling of any sequence sorts."""
     found = False
@@ -108,7 +108,7 @@ def _any_needs_sorting(sequences: Sequences) -> bool:
     return found
 
 
-@jit
+@jit_apart
 def _write_alternatives(
     logits: Array, max_logit: np.float32, exp_sum: np.float32, ids: Ints, out: Array
 ) -> None:
@@ -237,7 +237,7 @@ def _input(weights: Weights, layer: int, tokens: Ints, h: Array, gates: Array) -
     matmul(h[layer - 1], weights.Wx[layer - 1], gates, True)
 
 
-@jit_views
+@jit_views_apart
 def _decode(
     cell: int,
     weights: Weights,
@@ -267,7 +267,7 @@ def _decode(
             break
 
 
-@jit
+@jit_apart
 def decode(
     cell: int, weights: Weights, work: Workspace, state: State, sequences: Sequences,
     edits: LogitEdits, decoded: DecodedTokens,

@@ -7,7 +7,8 @@ It takes the place of Numba's own cache, which
   `source_digests`). So an edit compiles again what depends on it and nothing else, and
   versions of this package do not overwrite each other's kernels;
 - keeps one index a function, which two processes that compile at the same time overwrite. Here
-  each kernel is one file, named by its types and by the processor;
+  each kernel is one file, named by its types and by the processor, and a process waits for another
+  one that compiles the same;
 - holds the path of the sources, so that no two installations share it.
 
 A file that is damaged counts as missing.
@@ -15,24 +16,23 @@ A file that is damaged counts as missing.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import inspect
 import os
 import pickle
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import config, sigutils
+from numba.core import sigutils
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -43,25 +43,35 @@ _USED_S = 86_400.0
 """Seconds after which the use of a folder is noted again."""
 
 
+class Kernel(Protocol):
+    """What the cache needs of a kernel."""
+
+    py_func: Any
+
+    def callees(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns what compiled code calls by name."""
+
+    def load_callees(self, arguments: tuple[Any, ...], callees: tuple[Any, ...]) -> bool:
+        """Makes ready what loaded code calls by name; returns whether it is there."""
+
+
 class DiskCache(_Cache):  # type: ignore[misc]
     """The compiled forms of one kernel on disk, by the types of its arguments."""
 
-    def __init__(self, function: Callable[..., Any], sources: str, policy: str) -> None:
-        """Finds the folder of a kernel.
+    def __init__(self, kernel: Kernel, folder: Path, state: str) -> None:
+        """Reads nothing yet.
 
         Args:
-            function: the kernel, of a module that has a source file.
-            sources: the digest of what it is compiled from.
-            policy: all else that decides what it is compiled to.
+            kernel: the kernel.
+            folder: of the kernels of its module.
+            state: the digest of all that decides what it is compiled to.
         """
-        stamp = (sources, policy, _toolchain())
-        digest = hashlib.sha256(repr(stamp).encode()).hexdigest()[:_DIGITS]
-        module = Path(inspect.getfile(function)).stem
-        self._folder = Path(config.CACHE_DIR, f"{module}-{digest}")
-        self._name = function.__qualname__.replace("<", "").replace(">", "")
-        # Functions of one name may lie in one module.
-        self._code = hashlib.sha256(function.__code__.co_code).hexdigest()
-        self._enabled = function.__closure__ is None
+        self._kernel = kernel
+        self._folder = folder
+        self._name = kernel.py_func.__qualname__.replace("<", "").replace(">", "")
+        self._state = state
+        self._enabled = True
+        self._locks: list[tuple[int, Path]] = []
 
     @property
     def cache_path(self) -> str:
@@ -86,42 +96,83 @@ class DiskCache(_Cache):  # type: ignore[misc]
         if not self._enabled:
             return None
         target_context.refresh()
-        try:
-            data = self._path(sig, target_context.codegen()).read_bytes()
-        except OSError:
-            return None
-        payload = memoryview(data)[_DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() != data[:_DIGEST_BYTES]:
+        path = self._path(sig, target_context.codegen())
+        data = _read(path)
+        if data is None:
+            self._lock(path)
+            data = _read(path)  # another process may have compiled it meanwhile
+        if data is None:
             return None
         _note_use(self._folder)
-        return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        callees, parts = pickle.loads(data)
+        arguments, _ = sigutils.normalize_signature(sig)
+        if not self._kernel.load_callees(arguments, callees):
+            return None
+        return CompileResult._rebuild(target_context, *parts)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keeps a compiled form."""
         if not self._enabled or data.library.has_dynamic_globals or data.lifted:
             return
-        payload = dumps(data._reduce())
+        callees = self._kernel.callees(data.signature.args)
+        payload = dumps((callees, data._reduce()))
         path = self._path(sig, data.codegen)
         try:
-            _write(path, hashlib.sha256(payload).digest() + payload)
+            _write(path, payload)
         except OSError as error:  # the kernel itself can be used
             reason = f"{path} cannot be written: {error.strerror or error}"
             warnings.warn(f"a compiled kernel is not kept: {reason}", RuntimeWarning, stacklevel=2)
 
+    def release(self) -> None:
+        """Lets other processes compile this kernel; to be called once it is compiled or failed."""
+        while self._locks:
+            handle, lock = self._locks.pop()
+            with suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+
+    def is_filled(self) -> bool:
+        """Returns whether the disk has any compiled form of this kernel."""
+        return any(self._folder.glob(f"{self._name}-*.nbc"))
+
+    def _lock(self, path: Path) -> None:
+        """Waits while another process compiles the same, and then keeps others from it.
+
+        Numba holds a lock of this process meanwhile. Kernels do not call each other in circles, so
+        no two processes wait for each other.
+        """
+        lock = path.with_suffix(".lock")
+        with suppress(OSError):  # without a lock, both compile
+            lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._locks.append((handle, lock))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+
     def _path(self, sig: Any, codegen: Any) -> Path:
         """Returns the file of the compiled form for some types."""
         arguments, _ = sigutils.normalize_signature(sig)
-        key = ([str(kind) for kind in arguments], codegen.magic_tuple(), self._code)
+        key = ([str(kind) for kind in arguments], codegen.magic_tuple(), self._state)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:_DIGITS]
         return self._folder / f"{self._name}-{digest}.nbc"
 
 
+def _read(path: Path) -> bytes | None:
+    """Returns what `_write` was given; None where the file is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    payload = data[_DIGEST_BYTES:]
+    return payload if hashlib.sha256(payload).digest() == data[:_DIGEST_BYTES] else None
+
+
 def _write(path: Path, data: bytes) -> None:
-    """Writes a file, under another name first, so that no process reads a part of it."""
+    """Writes data with its digest, under another name first, so that none reads a part of it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, new = tempfile.mkstemp(prefix=f"{path.name}.tmp.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(data).digest())
             file.write(data)
         os.replace(new, path)
     except BaseException:
@@ -130,7 +181,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @cache
-def _toolchain() -> tuple[str, ...]:
+def toolchain() -> tuple[str, ...]:
     """Returns the versions of all that compiles."""
     python = sys.implementation.cache_tag or sys.version
     return (python, numba.__version__, llvmlite.__version__, np.__version__)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from treadle.kernels.activations import ZERO
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.random import philox_block
 from treadle.kernels.structs import Array, Bits
 
@@ -89,7 +89,7 @@ def _draw_row(
         keep[k] = np.uint8(bits)
 
 
-@jit
+@jit_apart
 def draw_keep(dropout: Dropout, keep: Bits, steps: int, lowest: int) -> None:
     """Draws the units that some layers keep.
 
@@ -110,7 +110,7 @@ def draw_keep(dropout: Dropout, keep: Bits, steps: int, lowest: int) -> None:
                 _draw_row(dropout.seed, stream, first, dropout.kept, keep[layer, t, row])
 
 
-@jit
+@jit_apart
 def drop(rows: Array, keep: Bits, scale: np.float32, out: Array) -> None:
     """Writes rows, scaled where their units are kept and 0 where not.
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.gemm_tile import LANES, PANEL, Operand, make_gemm_tile, multiply_panel
-from treadle.kernels.jit import jit_inline, jit_views
+from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
 
 Array = npt.NDArray[np.float32]
 
@@ -86,7 +86,7 @@ def matmul_rows(A: Array, panels: Array, first: int, C: Array, add: bool) -> Non
         multiply_panel(left, right, out, M, steps, N - j * PANEL, add)
 
 
-@jit_views
+@jit_views_apart
 def matmul(A: Array, panels: Array, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from treadle.kernels.gemm_packing import pack_transposed as pack_transposed_float32
 from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PAIRS, PANEL, ROWS, Operand, make_gemm_tile
-from treadle.kernels.jit import PYTHON_MODE, jit, jit_inline
+from treadle.kernels.jit import PYTHON_MODE, jit, jit_apart, jit_inline
 from treadle.kernels.simd import INT, LANES, VECTOR, load, store, vector_type
 from treadle.kernels.structs import ROW_BLOCK, RowBlock
 
@@ -154,7 +154,7 @@ def _gather(rows: Array, first: int, panels: Array, at: int) -> None:
                 _gather_columns(rows, column, max(0, N - column), panels, to)
 
 
-@jit
+@jit_apart
 def pack(matrix: Array, panels: Pairs) -> None:
     """Packs a matrix.
 
@@ -165,7 +165,7 @@ def pack(matrix: Array, panels: Pairs) -> None:
     _gather(matrix, 0, panels.view(np.float32), 0)
 
 
-@jit
+@jit_apart
 def pack_transposed(matrix: Array, panels: Pairs) -> None:
     """Packs the transpose of a matrix.
 
@@ -229,7 +229,7 @@ def matmul_rows(A: Array, panels: Pairs, first: int, C: Array, add: bool) -> Non
             _multiply_panel(left, right, out, rows, steps, N - j * PANEL, add)
 
 
-@jit
+@jit_apart
 def matmul(A: Array, panels: Pairs, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 
@@ -259,7 +259,7 @@ def _multiply_block(block: RowBlock, pairs: int, C: Array, first: int, last: int
             _multiply_panel(left, right, out, height, pairs, last - column, True)
 
 
-@jit
+@jit_apart
 def add_rows_transposed(
     A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
@@ -312,7 +312,7 @@ def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column
             _multiply_block(block, (rows + 1) // 2, C, column + first, column + N)
 
 
-@jit
+@jit_apart
 def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
     """Computes C += A^T B over pairs of rows, as `gemm_transposed.add_matmul_transposed`.
 

@@ -32,7 +32,7 @@ from numba.np import arrayobj
 from treadle.kernels import simd
 from treadle.kernels.int8_tile import EXTRA_ROWS, ROWS, make_int8_tile
 from treadle.kernels.intrinsics import fma, maximum, minimum
-from treadle.kernels.jit import PYTHON_MODE, TARGET, jit_inline, jit_views
+from treadle.kernels.jit import PYTHON_MODE, TARGET, jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import LANES, load
 
 Array = npt.NDArray[np.float32]
@@ -223,7 +223,7 @@ def _one_row(
         _row1(steps, panels, C, row, j, at + j * PANEL, N, N - j * PANEL, quads, add)
 
 
-@jit_views
+@jit_views_apart
 def matmul(A: Array, panels: Quads, C: Array, add: bool) -> None:
     """Computes C (+)= A B.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.gemm_tile import PANEL, Operand, multiply_panel
-from treadle.kernels.jit import jit_views
+from treadle.kernels.jit import jit_views, jit_views_apart
 from treadle.kernels.simd import copy, move
 from treadle.kernels.structs import ROW_BLOCK, RowBlock
 
@@ -57,7 +57,7 @@ def _multiply_block(
         multiply_panel(left, right, out, M, rows, last - column, True)
 
 
-@jit_views
+@jit_views_apart
 def add_rows_transposed(
     A: Array, B: Array, block: RowBlock, gathered: int, C: Array, last: bool
 ) -> int:
@@ -110,7 +110,7 @@ def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column
             _multiply_block(left, block, rows, C, column + first, column + N)
 
 
-@jit_views
+@jit_views_apart
 def add_matmul_transposed(A: Array, B: Array, block: RowBlock, C: Array) -> None:
     """Computes C += A^T B, the sum over rows in ascending order.
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -109,7 +109,7 @@ def gru_step(gates: Array, ah: Array, h_prev: Array, h: Array, Wh: Array, bh: Ar
     _gru_gates(gates, ah, bh, h_prev, h)
 
 
-@jit
+@jit_apart
 def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -125,7 +125,7 @@ def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps:
         gru_step(gates[t], ah[t], hs[t], hs[t + 1], Wh, bh)
 
 
-@jit
+@jit_apart
 def gru_backward(
     gates: Array, ah: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
     dWh: Array, block: RowBlock, steps: int,

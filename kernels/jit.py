@@ -23,11 +23,13 @@ The environment is read once, at import:
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -36,13 +38,17 @@ from llvmlite import binding as llvm
 from numba.core import config
 
 from treadle.kernels.cache_folder import choose_cache_folder
-from treadle.kernels.disk_cache import DiskCache
-from treadle.kernels.source_digests import read_all, source_digest
+from treadle.kernels.disk_cache import DiskCache, toolchain
+from treadle.kernels.dispatcher import Kernel
+from treadle.kernels.source_digests import function_digest, read_all, source_digest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _WIDE_NAMES = ("x86-64-v4", "skylake-avx512", "cascadelake", "icelake", "sapphirerapids", "znver4")
 _MIDDLE_NAMES = ("x86-64-v3", "haswell", "broadwell", "skylake", "alderlake", "znver")
+
+_DIGITS = 16
+"""Digits of a digest in names of files and code."""
 
 _BF16_NAMES = ("cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5")
 
@@ -176,7 +182,12 @@ PYTHON_MODE = bool(config.DISABLE_JIT)
 """True under NUMBA_DISABLE_JIT=1: kernels run as plain Python, for coverage and debugging."""
 
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "no_cfunc_wrapper": True,
+}
 
 KERNELS: list[Any] = []
 """Every kernel under this policy, in the order of the imports."""
@@ -185,13 +196,30 @@ KERNELS: list[Any] = []
 def jit(function: Function) -> Function:
     """Compiles a kernel under the policy of this module.
 
+    Its code is copied into every kernel that calls it, and optimized there again.
+
     Args:
         function: a function over NumPy arrays and numbers.
 
     Returns:
         The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
     """
-    return _compiled(function, counts_references=True)
+    return _compiled(function)
+
+
+def jit_apart(function: Function) -> Function:
+    """Compiles a kernel that other kernels call without a copy of its code (see `dispatcher`).
+
+    For kernels that do so much in a call that a copy gains nothing: a copy takes as long to
+    compile as the kernel itself, in every kernel above it.
+
+    Args:
+        function: a function over NumPy arrays and numbers.
+
+    Returns:
+        The compiled function; the function itself under NUMBA_DISABLE_JIT=1.
+    """
+    return _compiled(function, apart=True)
 
 
 def jit_views(function: Function) -> Function:
@@ -210,14 +238,37 @@ def jit_views(function: Function) -> Function:
     return _compiled(function, counts_references=False)
 
 
-def _compiled(function: Function, counts_references: bool) -> Function:
-    options = {**_OPTIONS, "_nrt": counts_references}  # else a callee has its first caller's
-    compiled = numba.njit(**options)(function)
+def jit_views_apart(function: Function) -> Function:
+    """Compiles a kernel as `jit_views`, and apart as `jit_apart`."""
+    return _compiled(function, counts_references=False, apart=True)
+
+
+def _compiled(
+    function: Function, *, counts_references: bool = True, apart: bool = False
+) -> Function:
+    """Compiles a kernel; the function itself under NUMBA_DISABLE_JIT=1."""
+    compiled: Any = function
     if not PYTHON_MODE:
-        sources = source_digest(Path(inspect.getfile(function)))
-        compiled._cache = DiskCache(function, sources, f"{TARGET} {BOUNDS_CHECKED} {options}")
+        options = {**_OPTIONS, "_nrt": counts_references}  # else a callee has its first caller's
+        path = Path(inspect.getfile(function))
+        module = _module_state(path)
+        state = ""
+        if function.__closure__ is None:
+            text = f"{module} {options} {function_digest(function)}"
+            state = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+        compiled = Kernel(function, options, state, apart=apart)
+        if state:
+            folder = Path(config.CACHE_DIR, f"{path.stem}-{module[:_DIGITS]}")
+            compiled._cache = DiskCache(compiled, folder, state)
     KERNELS.append(compiled)
     return cast("Function", compiled)
+
+
+@cache
+def _module_state(path: Path) -> str:
+    """Returns a digest of all that decides what the kernels of a module are compiled to."""
+    stamp = (source_digest(path), TARGET, BOUNDS_CHECKED, toolchain())
+    return hashlib.sha256(repr(stamp).encode()).hexdigest()
 
 
 def specialize(kernel: Function, *arguments: Any) -> Function:
@@ -252,4 +303,21 @@ def jit_inline(function: Function) -> Function:
         The function for compiled code; the function itself under NUMBA_DISABLE_JIT=1.
     """
     compiled = numba.njit(inline="always", error_model="numpy", fastmath=False)(function)
+    return cast("Function", compiled)
+
+
+def jit_value(function: Function) -> Function:
+    """Compiles a function of numbers or vectors into the loops of each caller.
+
+    It is typed and optimized once for each kind of argument, and LLVM copies it into callers, which
+    takes less time than `jit_inline` for functions that others use several times.
+
+    Args:
+        function: a function over numbers and vectors.
+
+    Returns:
+        The function for compiled code; the function itself under NUMBA_DISABLE_JIT=1.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": False, "_nrt": False}
+    compiled = numba.njit(forceinline=True, no_cfunc_wrapper=True, **options)(function)
     return cast("Function", compiled)

@@ -16,10 +16,11 @@ from typing import NamedTuple
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
 from treadle.kernels.gru import gru_backward, gru_forward, gru_step
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit_apart, jit_inline
 from treadle.kernels.lstm import lstm_backward, lstm_forward, lstm_step
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.rnn import rnn_backward, rnn_forward, rnn_step
+from treadle.kernels.simd import copy_array
 from treadle.kernels.structs import GRU, LSTM, Array, RowBlock
 
 
@@ -75,7 +76,7 @@ def input_forward(xs: Array, Wx: Array, b: Array, gates: Array, steps: int) -> N
     N = steps * xs.shape[1]
     flat = gates[:steps].reshape((N, gates.shape[2]))
     for n in range(N):
-        flat[n] = b
+        copy_array(b, flat[n])
     matmul(xs[:steps].reshape((N, xs.shape[2])), Wx, flat, True)
 
 
@@ -121,7 +122,7 @@ def recur_step(
         rnn_step(gates, h, h, Wh)
 
 
-@jit
+@jit_apart
 def layer_forward(
     cell: int, xs: Array, Wx: Array, b: Array, Wh: Array, bh: Array, tape: LayerTape, steps: int
 ) -> None:
@@ -141,7 +142,7 @@ def layer_forward(
     recur_forward(cell, Wh, bh, tape, steps)
 
 
-@jit
+@jit_apart
 def recur_backward(
     cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: RunningGradient,
     dWh: Array, dbh: Array, block: RowBlock, steps: int,
@@ -174,7 +175,7 @@ def recur_backward(
         rnn_backward(gates, hs, WhT, dhs, dh, dWh, block, steps)
 
 
-@jit
+@jit_apart
 def layer_backward(
     cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array,
     running: RunningGradient, gradients: LayerGradients, dxs: Array, block: RowBlock, steps: int,

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.simd import copy_array
 from treadle.kernels.structs import Array, Ints
 
 _EXCLUDED = np.float32(-np.inf)
@@ -85,7 +86,7 @@ def _penalize(edits: LogitEdits, m: int, out: Array) -> None:
             out[v] -= edits.presence[m] + edits.frequency[m] * np.float32(times)
 
 
-@jit
+@jit_apart
 def edit_logits(edits: LogitEdits, m: int, end_token: int, logits: Array, out: Array) -> None:
     """Writes the edited logits of sequence m.
 
@@ -101,7 +102,7 @@ def edit_logits(edits: LogitEdits, m: int, end_token: int, logits: Array, out: A
         for v in range(out.size):
             out[v] = logits[v] + bias[v]
     else:
-        out[:] = logits
+        copy_array(logits, out)
     if edits.count_row[m] >= 0:
         _penalize(edits, m, out)
     if end_token >= 0 and edits.new_tokens[m] < edits.min_new_tokens[m]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, exp, log
 from treadle.kernels.intrinsics import larger
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.simd import (
     LANES,
     lane_maximum,
@@ -98,7 +98,7 @@ def log_probability(logit: np.float32, max_logit: np.float32, exp_sum: np.float3
     return (logit - max_logit) - log(exp_sum)
 
 
-@jit
+@jit_apart
 def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
     """Turns logits into their gradient and returns the loss.
 
@@ -129,7 +129,7 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
     return loss
 
 
-@jit
+@jit_apart
 def target_log_probabilities(logits: Array, targets: Ints, out: Array) -> None:
     """Writes log p(target) of every row.
 

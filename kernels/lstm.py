@@ -19,7 +19,7 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -112,7 +112,7 @@ def lstm_step(gates: Array, h_prev: Array, c_prev: Array, h: Array, c: Array, Wh
     _lstm_gates(gates, c_prev, c, h)
 
 
-@jit
+@jit_apart
 def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -127,7 +127,7 @@ def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> N
         lstm_step(gates[t], hs[t], cs[t], hs[t + 1], cs[t + 1], Wh)
 
 
-@jit
+@jit_apart
 def lstm_backward(
     gates: Array, hs: Array, cs: Array, WhT: Array, dhs: Array, dh: Array, dc: Array,
     dWh: Array, block: RowBlock, steps: int,

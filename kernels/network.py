@@ -16,7 +16,7 @@ from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
 from treadle.kernels.factored_softmax import factored_loss, log_probability_rows
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.layer import (
     LayerGradients,
     LayerTape,
@@ -28,7 +28,7 @@ from treadle.kernels.layer import (
 )
 from treadle.kernels.loss import cross_entropy
 from treadle.kernels.optimizers import add_into
-from treadle.kernels.simd import copy
+from treadle.kernels.simd import copy, copy_array
 from treadle.kernels.structs import (
     LSTM,
     Array,
@@ -47,8 +47,8 @@ def _embed_on_demand(embedding: Array, Wx0: Array, b: Array, tokens: Ints, gates
     B = tokens.size
     xs = np.empty((B, embedding.shape[1]), np.float32)
     for row in range(B):
-        xs[row] = embedding[tokens[row]]
-        gates[row] = b[0]
+        copy_array(embedding[tokens[row]], xs[row])
+        copy_array(b[0], gates[row])
     matmul(xs, Wx0, gates, True)
 
 
@@ -94,7 +94,7 @@ def _layer_input(work: Workspace, layer: int, steps: int) -> Array:
     return dropped
 
 
-@jit
+@jit_apart
 def load_state(state: State, fresh: Bools, work: Workspace) -> None:
     """Sets the initial states of a window: the state's rows, or zeros in fresh (B,) rows."""
     for layer in range(state.h.shape[0]):
@@ -102,24 +102,24 @@ def load_state(state: State, fresh: Bools, work: Workspace) -> None:
             if fresh[row]:
                 work.hs[layer, 0, row] = ZERO
             else:
-                work.hs[layer, 0, row] = state.h[layer, row]
+                copy_array(state.h[layer, row], work.hs[layer, 0, row])
             if work.cs.shape[1]:
                 if fresh[row]:
                     work.cs[layer, 0, row] = ZERO
                 else:
-                    work.cs[layer, 0, row] = state.c[layer, row]
+                    copy_array(state.c[layer, row], work.cs[layer, 0, row])
 
 
-@jit
+@jit_apart
 def store_state(work: Workspace, steps: int, state: State) -> None:
     """Writes the states after `steps` steps to `state`."""
     for layer in range(state.h.shape[0]):
-        state.h[layer] = work.hs[layer, steps]
+        copy_array(work.hs[layer, steps], state.h[layer])
         if work.cs.shape[1]:
-            state.c[layer] = work.cs[layer, steps]
+            copy_array(work.cs[layer, steps], state.c[layer])
 
 
-@jit
+@jit_apart
 def upper_layers(cell: int, weights: Weights, work: Workspace, steps: int) -> None:
     """Runs the layers above the first over its first `steps` states."""
     for layer in range(1, work.gates.shape[0]):
@@ -142,7 +142,7 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
         upper_layers(cell, weights, work, steps)
 
 
-@jit
+@jit_apart
 def read_shard(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, fresh: Bools
 ) -> None:
@@ -173,7 +173,7 @@ def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     matmul(states, weights.Wy, logits, True)
 
 
-@jit
+@jit_apart
 def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
     """Applies the output layer's dropout to `rows` (n, H), states or gradients from row `first`."""
     _, T, B, K = work.top_keep.shape
@@ -181,7 +181,7 @@ def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
     drop(rows, keep, work.scale[1], out)
 
 
-@jit
+@jit_apart
 def _draw_dropout(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -> None:
     """Draws the dropout of a step, where the workspace holds arrays for it.
 
@@ -199,7 +199,7 @@ def _draw_dropout(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -
         draw_keep(top, work.top_keep, steps, work.hs.shape[0] - 1)
 
 
-@jit
+@jit_apart
 def _loss_and_output_gradients(
     weights: Weights, work: Workspace, gradients: Gradients, targets: Ints, scale: np.float32
 ) -> float:
@@ -241,7 +241,7 @@ def _loss_and_output_gradients(
     return loss
 
 
-@jit
+@jit_apart
 def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
     """Turns dhs, the gradient of a layer's dropped input, into that of the states below."""
     if work.keep.shape[1]:
@@ -251,7 +251,7 @@ def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
         drop(dhs, keep, work.scale[0], dhs)
 
 
-@jit
+@jit_apart
 def _backward(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
 ) -> None:
@@ -296,7 +296,7 @@ def _clear(gradients: Gradients) -> None:
     gradients.bc[:] = ZERO
 
 
-@jit
+@jit_apart
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout, top: Dropout,

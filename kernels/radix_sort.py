@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 
 Pairs = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
@@ -140,7 +140,7 @@ def _exclude_large(scratch: SortScratch, n: int, needed: int) -> int:
     return kept
 
 
-@jit
+@jit_apart
 def sort_smallest(scratch: SortScratch, n: int, needed: int) -> Pairs:
     """Sorts the smallest of the first n pairs by key, and by id where keys are equal.
 

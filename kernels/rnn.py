@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -60,7 +60,7 @@ def rnn_step(gates: Array, h_prev: Array, h: Array, Wh: Array) -> None:
     _rnn_states(gates, h)
 
 
-@jit
+@jit_apart
 def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -74,7 +74,7 @@ def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
         rnn_step(gates[t], hs[t], hs[t + 1], Wh)
 
 
-@jit
+@jit_apart
 def rnn_backward(
     gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
     dWh: Array, block: RowBlock, steps: int,

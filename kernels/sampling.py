@@ -24,7 +24,7 @@ import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO, log
 from treadle.kernels.intrinsics import bits_from_float
-from treadle.kernels.jit import jit, jit_inline, jit_views
+from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views_apart
 from treadle.kernels.loss import row_max, row_sum, shifted_exp
 from treadle.kernels.radix_sort import (
     COUNTS,
@@ -107,7 +107,7 @@ def _count_to_threshold(weights: Array, order: Pairs, ordered: int, threshold: n
     return kept
 
 
-@jit
+@jit_apart
 def _keep_top_k_and_top_p(
     weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch
 ) -> None:
@@ -144,7 +144,7 @@ def _keep_min_p(weights: Array, min_p: np.float32) -> None:
             weights[v] = ZERO
 
 
-@jit
+@jit_apart
 def _keep_typical(weights: Array, typical_p: np.float32, scratch: SamplingScratch) -> None:
     """Sets to 0 the weights (V,) whose surprisal is far from the mean one; at least one stays."""
     V = weights.size
@@ -249,7 +249,7 @@ def draw(weights: Array, threshold: np.float32) -> int:
     return place
 
 
-@jit_views
+@jit_views_apart
 def sample(
     logits: Array, max_logit: np.float32, temperature: np.float32, truncation: Truncation,
     u: np.float32, weights: Array, total: np.float32, scratch: SamplingScratch,

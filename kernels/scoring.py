@@ -9,14 +9,14 @@ import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.factored_softmax import factored_target_log_probabilities
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit_apart, jit_inline
 from treadle.kernels.loss import log_probability, row_max, shifted_exp, target_log_probabilities
 from treadle.kernels.network import output_logits, read_shard
 from treadle.kernels.structs import Array, Bools, Ints, State, Weights, Workspace
 from treadle.kernels.token_ranks import token_rank, top_k_tokens
 
 
-@jit
+@jit_apart
 def score_shard(
     cell: int, weights: Weights, work: Workspace, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, out: Array,
@@ -82,7 +82,7 @@ def _score_row(
     return log_probability(target_logit, m, exp_sum)
 
 
-@jit
+@jit_apart
 def score_shard_in_detail(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, targets: Ints,
     fresh: Bools, out: Array, ranks: Ints, ids: Ints, log_probabilities: Array,

@@ -365,6 +365,16 @@ def copy(source: Array, start: int, target: Array, to: int, count: int) -> None:
         store(target, to + whole, count - whole, load(source, start + whole, count - whole))
 
 
+@jit_inline
+def copy_array(source: Array, target: Array) -> None:
+    """Copies an array to another of the same size; both are C-contiguous.
+
+    `target[:] = source` does the same, but Numba adds to it how it words an error about the
+    shapes, which takes a second to compile wherever it stands.
+    """
+    copy(source, 0, target, 0, source.size)
+
+
 _OPERATORS: dict[Any, str] = {
     operator.add: "fadd",
     operator.sub: "fsub",

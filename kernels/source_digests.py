@@ -12,11 +12,12 @@ import hashlib
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 _PACKAGE = "treadle.kernels"
 _FOLDER = Path(__file__).parent
 
-_NEVER_COMPILED = {"cache_folder", "disk_cache", "reference", "source_digests"}
+_NEVER_COMPILED = {"cache_folder", "disk_cache", "dispatcher", "reference", "source_digests"}
 """Modules of this package from which no kernel takes anything."""
 
 
@@ -35,6 +36,14 @@ def source_digest(path: Path) -> str:
         digest.update(name.encode())
         digest.update(_own_digest(_FOLDER / f"{name}.py"))
     return digest.hexdigest()
+
+
+def function_digest(function: Any) -> str:
+    """Returns a digest of a function's own byte code, by which functions of one name differ."""
+    code = function.__code__
+    constants = tuple(each for each in code.co_consts if each != function.__doc__)
+    described = _described(code.replace(co_consts=constants))
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def read_all() -> None:

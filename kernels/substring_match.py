@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline
 from treadle.kernels.structs import Ints
 
 Text = npt.NDArray[np.integer[Any]]
@@ -56,7 +56,7 @@ def _common_prefix(text: Text, start: int, query: Ints, first: int, last: int) -
     return k
 
 
-@jit
+@jit_apart
 def longest_prefix(text: Text, suffixes: Ints, query: Ints, first: int, last: int) -> int:
     """Returns the length of the longest prefix of query[first:last] that is in the text.
 
@@ -116,7 +116,7 @@ def longest_match(text: Text, suffixes: Ints, query: Ints, ends: Longs) -> tuple
     return start, length
 
 
-@jit
+@jit_apart
 def _by_comparing(
     text: Text, suffixes: Ints, query: Ints, ends: Longs, patience: int
 ) -> tuple[int, int]:
@@ -177,7 +177,7 @@ def longest_match_by_ranks(text: Text, suffixes: Ints, query: Ints, ends: Longs)
     return _join_pieces(suffixes, ranks, np.stack(ranges), ends)
 
 
-@jit
+@jit_apart
 def _rank_suffixes(suffixes: Ints) -> Ints:
     """Returns the rank of each suffix in the array, (n + 1,); that of the empty suffix is -1."""
     ranks = np.full(suffixes.size + 1, -1, np.int32)
@@ -186,7 +186,7 @@ def _rank_suffixes(suffixes: Ints) -> Ints:
     return ranks
 
 
-@jit
+@jit_apart
 def _token_ranges(text: Text, suffixes: Ints, query: Ints) -> Ints:
     """Returns the range of suffixes that begin with each token: first and end, (2, m)."""
     ranges = np.zeros((2, query.size), np.int32)
@@ -227,7 +227,7 @@ def _continuing(suffixes: Ints, ranks: Ints, low: int, high: int, size: int, ran
     return low
 
 
-@jit
+@jit_apart
 def _double_ranges(suffixes: Ints, ranks: Ints, ranges: Ints, size: int) -> Ints:
     """Returns the ranges of suffixes that begin with pieces of twice the size.
 

@@ -6,11 +6,11 @@ ids. DeepLog (Du et al. 2017) takes an event for normal if its rank is at most g
 
 from __future__ import annotations
 
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import jit_apart
 from treadle.kernels.structs import Array, Ints
 
 
-@jit
+@jit_apart
 def token_rank(logits: Array, token: int) -> int:
     """Returns a token's rank among logits (V,): 1 for the likeliest, equals by id."""
     own = logits[token]
@@ -22,7 +22,7 @@ def token_rank(logits: Array, token: int) -> int:
     return rank
 
 
-@jit
+@jit_apart
 def top_k_tokens(logits: Array, ids: Ints) -> None:
     """Writes the likeliest tokens, likeliest first, equals by id.
 

@@ -18,7 +18,8 @@ from treadle.kernels.activations import ZERO
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.gemm_tile import PANEL
-from treadle.kernels.jit import jit, jit_inline
+from treadle.kernels.jit import jit_apart, jit_inline
+from treadle.kernels.simd import copy_array
 from treadle.kernels.structs import Array, Gradients, Ints, Parameters, RowBlock, Weights
 
 _LINE = 16
@@ -31,7 +32,7 @@ def _tied(parameters: Parameters) -> bool:
     return bool(parameters.Wy.shape[0] == 0)
 
 
-@jit
+@jit_apart
 def _add_transposed(matrix: Array, total: Array) -> None:
     """Adds the transpose of a matrix (M, N) to `total` (N, M)."""
     M, N = matrix.shape
@@ -41,16 +42,16 @@ def _add_transposed(matrix: Array, total: Array) -> None:
                 total[n, m] += matrix[m, n]
 
 
-@jit
+@jit_apart
 def _take_rows(matrix: Array, rows: Ints) -> Array:
     """Returns the rows of a matrix with the numbers `rows` (U,), in that order."""
     taken = np.empty((rows.size, matrix.shape[1]), np.float32)
     for u in range(rows.size):
-        taken[u] = matrix[rows[u]]
+        copy_array(matrix[rows[u]], taken[u])
     return taken
 
 
-@jit
+@jit_apart
 def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
     """Writes the first len(used) rows of the table."""
     b = parameters.b[0]
@@ -60,11 +61,11 @@ def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
                 weights.table[u, j] = b[j] + parameters.Wx0[used[u], j]
         return
     for u in range(used.size):
-        weights.table[u] = b
+        copy_array(b, weights.table[u])
     matmul(_take_rows(parameters.embedding, used), weights.Wx0, weights.table[: used.size], True)
 
 
-@jit
+@jit_apart
 def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
     """Packs what the forward pass reads.
 
@@ -73,11 +74,11 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
         weights: all but the transposes is written; an empty table is left out.
         used: (U,), the tokens that the table's first U rows stand for; ascending.
     """
-    weights.b[:] = parameters.b
-    weights.bh[:] = parameters.bh
-    weights.by[:] = parameters.by
+    copy_array(parameters.b, weights.b)
+    copy_array(parameters.bh, weights.bh)
+    copy_array(parameters.by, weights.by)
     if weights.embedding.shape[0]:
-        weights.embedding[:] = parameters.embedding
+        copy_array(parameters.embedding, weights.embedding)
     if parameters.embedding.shape[0]:
         pack(parameters.Wx0, weights.Wx0)
     if weights.table.shape[0]:
@@ -94,7 +95,7 @@ def pack_weights(parameters: Parameters, weights: Weights, used: Ints) -> None:
             pack(parameters.Wx[layer - 1], weights.Wx[layer - 1])
 
 
-@jit
+@jit_apart
 def pack_transposes(parameters: Parameters, weights: Weights) -> None:
     """Packs what only the backward pass reads.
 
@@ -113,7 +114,7 @@ def pack_transposes(parameters: Parameters, weights: Weights) -> None:
             pack_transposed(parameters.Wx[layer - 1], weights.WxT[layer - 1])
 
 
-@jit
+@jit_apart
 def unfold_input_weights(
     parameters: Parameters, gradients: Gradients, used: Ints, block: RowBlock, out: Parameters
 ) -> None:
@@ -133,10 +134,10 @@ def unfold_input_weights(
         add_matmul_transposed(_take_rows(parameters.embedding, used), d_table, block, out.Wx0)
     else:
         for u in range(used.size):
-            out.Wx0[used[u]] = d_table[u]
+            copy_array(d_table[u], out.Wx0[used[u]])
 
 
-@jit
+@jit_apart
 def unfold_embedding(
     parameters: Parameters, gradients: Gradients, used: Ints, out: Parameters
 ) -> None:
@@ -160,6 +161,6 @@ def unfold_embedding(
     matmul(gradients.table[:U], Wx0T, d_rows, False)
     out.embedding[:] = ZERO
     for u in range(U):
-        out.embedding[used[u]] = d_rows[u]
+        copy_array(d_rows[u], out.embedding[used[u]])
     if _tied(parameters):
         _add_transposed(gradients.Wy, out.embedding)

@@ -76,7 +76,7 @@ from treadle.model.training.progress import Progress, Started
 from treadle.model.training.standalone_adam import Adam
 from treadle.model.training.trainer import Trainer, train
 from treadle.model.training_record import TrainingRecord
-from treadle.model.warmup import warm
+from treadle.model.warmup.groups import warm
 
 __all__ = [
     "Adam",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from treadle.kernels import cache_folder
 from treadle.kernels import jit as policy
-from treadle.kernels.jit import KERNELS, TARGET, TEMPORARY_CACHE
+from treadle.kernels.jit import KERNELS, PYTHON_MODE, TARGET, TEMPORARY_CACHE
 
 _UNFINISHED_S = 2 * 86_400.0
 """Seconds after which an incomplete file of compiled code must be left by a killed process."""
@@ -25,12 +27,35 @@ def compiled_for() -> str:
 
 
 def kernels_ready() -> tuple[int, int]:
-    """Returns how many kernels are compiled so far, and how many there are.
-
-    Kernels that are loaded from the disk cache are counted once Python has called them.
-    """
-    compiled = sum(1 for kernel in KERNELS if getattr(kernel, "signatures", None))
+    """Returns how many kernels are compiled so far, by this process or others, and how many are."""
+    compiled = sum(1 for kernel in KERNELS if _is_compiled(kernel))
     return compiled, len(KERNELS)
+
+
+def _is_compiled(kernel: Any) -> bool:
+    cache = getattr(kernel, "_cache", None)
+    return bool(getattr(kernel, "signatures", ()) or (cache is not None and cache.is_filled()))
+
+
+def all_compiled() -> bool:
+    """Returns whether `note_all_compiled` was called in the state of the sources as they are."""
+    return PYTHON_MODE or _note().exists()
+
+
+def note_all_compiled() -> None:
+    """Notes in the disk cache that it holds every kernel.
+
+    Later processes then load kernels without asking whether others should help to compile them.
+    """
+    if not PYTHON_MODE:
+        with suppress(OSError):  # then others ask
+            _note().touch()
+
+
+def _note() -> Path:
+    states = sorted(str(kernel.state) for kernel in KERNELS)
+    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return Path(kernel_folder(), f"complete-{digest}")
 
 
 def kernel_folder() -> str:
@@ -74,7 +99,7 @@ def sweep_temporary_kernels() -> int:
                 path.unlink()
                 count += 1
     for module in Path(home).glob("*-*") if home else ():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             if time.time() - module.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(module)
                 count += 1

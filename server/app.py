@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from treadle.model import InferencePrecision, temporary_kernels
+from treadle.model.warmup.groups import KernelGroup
 from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
 from treadle.server.access.callers.authenticator import CallersAuthenticator
@@ -138,7 +139,7 @@ class App:
             self._workers,
             _job_limits(config),
             _run_limits(config, training_bytes),
-            hold_reason=lambda: self._warmup.reason,
+            hold_reason=lambda: self._warmup.reason(KernelGroup.TRAINING),
             quotas=quotas,
         )
         submission = Submission(
@@ -155,7 +156,7 @@ class App:
         control_admission = _control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
         precision = InferencePrecision(config.inference_precision)
-        resolver = ModelResolver(models, self._jobs.registry.row, precision)
+        resolver = ModelResolver(models, self._jobs.registry.row, precision, self._warmup.require)
         self._scheduler = Scheduler(config.threads)
         pending_streams = PendingStreams(
             config.stream_limit + config.learning_limit, config.first_message_s
@@ -329,7 +330,8 @@ class App:
         if self._callers is not None:
             self._tasks.append(asyncio.create_task(self._callers.watch()))
         await self._server.start()
-        # Every kernel is ready before health says so: compiling would delay requests.
+        # Kernels are ready before health says so: compiling would delay requests. Those that few
+        # calls need follow; see `Warmup`.
         if temporary_kernels():
             logger.warning(
                 "compiled kernels are kept only until this server ends: %s", temporary_kernels()
@@ -337,11 +339,17 @@ class App:
         await self._warmup.run(self._jobs.explain_wait)
         keep_pauses_short()
         self._malloc_trimmer = MallocTrimmer.begin()
-        self._jobs.open()
-        self._workers.refill()
         self._start_housekeeping()
         await self._set_health(_HEALTH.SERVING)
+        finishing = self._warmup.finish(self._jobs.explain_wait, self._begin_jobs)
+        self._tasks.append(asyncio.create_task(finishing))
         return address
+
+    def _begin_jobs(self, group: KernelGroup) -> None:
+        """Runs jobs, once the kernels of training are ready."""
+        if group is KernelGroup.TRAINING:
+            self._jobs.open()
+            self._workers.refill()
 
     async def _start_health_server(self, address: str) -> None:
         """Answers health checks elsewhere as well, if requested, or if the address may refuse them.

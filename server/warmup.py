@@ -1,7 +1,11 @@
-"""`Warmup` compiles or loads every kernel at start and reports its progress.
+"""`Warmup` makes kernels ready at start and says which are.
 
-A first start compiles for a minute or two. Meanwhile health says NOT_SERVING, jobs are queued with
-the reason, and calls that need kernels are refused with it.
+A first start compiles, for half a minute or so. The kernels come in groups (`KernelGroup`).
+Until the first one is ready, health says NOT_SERVING and calls are refused with the reason. From
+then on the server answers what it can: a call that needs a group which is still being compiled
+calls `require` before it takes a turn, and waits. Jobs stay queued, with the reason, until the
+kernels of training are ready. Nothing is compiled on the event loop or in a turn; other processes
+compile, and a thread of this one loads what they did.
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from treadle.model import compiled_for, kernel_folder, kernels_ready, warm
+from treadle.model.kernel_cache import all_compiled, note_all_compiled
+from treadle.model.warmup.compilers import Compilers, useful_processes
+from treadle.model.warmup.groups import KernelGroup
 from treadle.server.errors import unavailable
 from treadle.server.telemetry import metrics
 
@@ -22,6 +29,9 @@ logger = logging.getLogger(__name__)
 _REPORT_S = 5.0
 """Seconds between two progress reports."""
 
+_PATIENCE_S = 30.0
+"""Seconds for which a call waits for kernels; then it is to be repeated."""
+
 
 class Warmup:
     """Compiles or loads every kernel, once."""
@@ -29,51 +39,121 @@ class Warmup:
     def __init__(self) -> None:
         # A thread of its own, for which an early end need not wait.
         self._thread = ThreadPoolExecutor(1, "warm")
-        self.done = False
+        self._ready = {group: asyncio.Event() for group in KernelGroup}
+        self._compilers: Compilers | None = None
+        self._closed = threading.Event()
+        self._began = 0.0
+
+    @property
+    def done(self) -> bool:
         """True once every kernel is ready."""
+        return all(event.is_set() for event in self._ready.values())
 
     @property
     def progress(self) -> tuple[int, int]:
         """How many kernels are ready and how many there are; (0, 0) once all are."""
         return (0, 0) if self.done else kernels_ready()
 
-    @property
-    def reason(self) -> str:
-        """Why nothing can be computed yet; empty once it can."""
-        if self.done:
+    def reason(self, group: KernelGroup = KernelGroup.INFERENCE) -> str:
+        """Returns why kernels of a group cannot be called yet; empty once they can."""
+        if self._ready[group].is_set():
             return ""
         ready, total = kernels_ready()
         return f"the server is compiling its kernels ({ready} of {total})"
 
     def check(self) -> None:
-        """Checks that a call that needs kernels can run.
+        """Checks that the kernels of inference are ready, which nearly every call needs.
 
         Raises:
-            StatusError: UNAVAILABLE: they are not ready.
+            StatusError: UNAVAILABLE: they are not.
         """
-        if not self.done:
-            raise unavailable(self.reason, _REPORT_S)
+        reason = self.reason()
+        if reason:
+            raise unavailable(reason, _REPORT_S)
+
+    async def require(self, group: KernelGroup) -> None:
+        """Waits until the kernels of a group are ready. To be called before a turn is taken.
+
+        It takes no time once they are, which is nearly always. A caller with a deadline ends by
+        it as ever.
+
+        Args:
+            group: What the call needs, in addition to INFERENCE.
+
+        Raises:
+            StatusError: UNAVAILABLE with RetryInfo: they are not ready after half a minute.
+        """
+        if self._ready[group].is_set():
+            return
+        logger.info("a call waits for the kernels of %s", group.value)
+        try:
+            await asyncio.wait_for(self._ready[group].wait(), _PATIENCE_S)
+        except TimeoutError:
+            reason = f"{self.reason(group)}, and those of {group.value} are not ready"
+            raise unavailable(reason, _REPORT_S) from None
 
     async def run(self, report: Callable[[str], Awaitable[None]]) -> None:
-        """Makes every kernel ready, and reports its progress every few seconds.
+        """Makes the kernels of inference ready, and reports the progress every few seconds.
 
         Args:
             report: Called with the reason for waiting each time.
         """
-        began = time.monotonic()
-        logger.info("loading the kernels; a first start compiles them, in a minute or two")
-        work = asyncio.get_running_loop().run_in_executor(self._thread, warm)
-        while not (await asyncio.wait([work], timeout=_REPORT_S))[0]:
-            logger.info("%s, %.0f s so far", self.reason, time.monotonic() - began)
-            await report(self.reason)
-        await work
-        self.done = True
-        took = time.monotonic() - began
+        self._began = time.monotonic()
+        logger.info("loading the kernels; a first start compiles them")
+        await self._reach(KernelGroup.INFERENCE, report)
+        took = time.monotonic() - self._began
         metrics.WARMUP_SECONDS.set(took)
         logger.info("the kernels are ready after %.1f s", took)
 
+    async def finish(
+        self, report: Callable[[str], Awaitable[None]], reached: Callable[[KernelGroup], None]
+    ) -> None:
+        """Makes the other groups ready as well; the server answers calls meanwhile.
+
+        Args:
+            report: As for `run`.
+            reached: Called with each group that is ready.
+        """
+        for group in KernelGroup:
+            await self._reach(group, report)
+            reached(group)
+        if self._compilers is not None:
+            self._compilers.close()
+            took = time.monotonic() - self._began
+            logger.info("every kernel is ready after %.1f s", took)
+            await asyncio.get_running_loop().run_in_executor(self._thread, note_all_compiled)
+
+    async def _reach(self, group: KernelGroup, report: Callable[[str], Awaitable[None]]) -> None:
+        """Makes a group ready."""
+        if self._ready[group].is_set():
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._load, group)
+        while not (await asyncio.wait([work], timeout=_REPORT_S))[0]:
+            reason = self.reason(group)
+            logger.info("%s, %.0f s so far", reason, time.monotonic() - self._began)
+            await report(reason)
+        await work
+        self._ready[group].set()
+
+    def _load(self, group: KernelGroup) -> None:
+        """Has a group compiled, if need be, and loads it; runs in the thread."""
+        if self._compilers is None and group is KernelGroup.INFERENCE and not all_compiled():
+            try:
+                self._compilers = Compilers(useful_processes())
+            except OSError as error:
+                logger.warning("kernels are compiled by the server itself: %s", error)
+        if self._closed.is_set():
+            return
+        if self._compilers is not None:
+            self._compilers.wait(group)
+        if not self._closed.is_set():
+            warm([group])
+
     def close(self) -> None:
-        """Abandons the thread, which ends after the kernel that it compiles."""
+        """Ends the processes that compile, and abandons the thread."""
+        self._closed.set()
+        if self._compilers is not None:
+            self._compilers.close()
         self._thread.shutdown(wait=False)
 
 
@@ -81,23 +161,32 @@ def warm_up() -> None:
     """Compiles every kernel, and prints its progress every few seconds."""
     began = time.monotonic()
     print(f"compiling kernels for {compiled_for()} into {kernel_folder()}", flush=True)
+    compilers = None if all_compiled() else Compilers(useful_processes())
     # A daemon thread, so that Ctrl-C does not wait for the compiler.
     failed: list[BaseException] = []
-    worker = threading.Thread(target=_warm, args=(failed,), daemon=True)
+    worker = threading.Thread(target=_warm, args=(compilers, failed), daemon=True)
     worker.start()
-    while True:
-        worker.join(_REPORT_S)
-        if not worker.is_alive():
-            break
-        ready, total = kernels_ready()
-        print(f"{ready} of {total} kernels, {time.monotonic() - began:.0f} s", flush=True)
+    try:
+        while True:
+            worker.join(_REPORT_S)
+            if not worker.is_alive():
+                break
+            ready, total = kernels_ready()
+            print(f"{ready} of {total} kernels, {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        if compilers is not None:
+            compilers.close()
     if failed:
         raise failed[0]
     print(f"every kernel is ready after {time.monotonic() - began:.1f} s", flush=True)
 
 
-def _warm(failed: list[BaseException]) -> None:
+def _warm(compilers: Compilers | None, failed: list[BaseException]) -> None:
     try:
-        warm()
+        for group in KernelGroup:
+            if compilers is not None:
+                compilers.wait(group)
+            warm([group])
+        note_all_compiled()
     except BaseException as error:
         failed.append(error)

@@ -9,6 +9,7 @@ import grpc
 
 from treadle.model import Model
 from treadle.model.online.memory_estimate import learner_bytes
+from treadle.model.warmup.groups import KernelGroup
 from treadle.server.access.audit.audited_call import audit_change, audit_note, audit_refusal
 from treadle.server.access.model_rights import check_write
 from treadle.server.access.quota_book import CallerUse
@@ -91,6 +92,7 @@ class LearnHandler:
         with use.admit_sessions():
             async with self._admission.learning_streams.admit() as open_stream:
                 source = await self._resolver.stored(spec.model, spec.version)
+                await self._resolver.require(KernelGroup.LEARNING)
                 units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
                 size = learner_bytes(source.model.parameters.shape, asked.config, units)
                 with (

@@ -9,11 +9,19 @@ from collections.abc import Awaitable, Callable
 
 from treadle.model.enums import InferencePrecision
 from treadle.model.network.session_state import SessionState
+from treadle.model.warmup.groups import KernelGroup
 from treadle.server.access.model_rights import check_read
 from treadle.server.inference.model_cache import ModelCache, ResolvedModel
 from treadle.server.messages.inference_precision import asked_precision
 from treadle.server.messages.requests import SourceRequest
 from treadle.v1 import sequence_pb2 as pb
+
+_DETAILS = ("ranks", "top_log_probabilities", "best_of")
+"""The fields of requests that need more than the kernels of plain inference."""
+
+
+async def _all_ready(group: KernelGroup) -> None:
+    """Waits for nothing, as where every kernel is compiled."""
 
 
 class ModelResolver:
@@ -23,6 +31,7 @@ class ModelResolver:
         models: Gives the models.
         check_job: Raises NOT_FOUND where the current caller has no job with an id.
         precision: The precision where a request neither sets one nor continues from a state.
+        require: Waits until the kernels of a group are compiled; see `Warmup`.
     """
 
     def __init__(
@@ -30,10 +39,12 @@ class ModelResolver:
         models: ModelCache,
         check_job: Callable[[str], Awaitable[object]],
         precision: InferencePrecision = InferencePrecision.FP32,
+        require: Callable[[KernelGroup], Awaitable[None]] = _all_ready,
     ) -> None:
         self._models = models
         self._check_job = check_job
         self._precision = precision
+        self.require = require
 
     async def resolve(self, request: SourceRequest) -> ResolvedModel:
         """Returns the model that a request names, or the weights of a job.
@@ -52,6 +63,8 @@ class ModelResolver:
     ) -> ResolvedModel:
         """Returns a model in the precision in which a request computes.
 
+        Right after a first start it waits until the kernels that the request needs are compiled.
+
         Args:
             found: The model, as `resolve` returned it.
             request: The request.
@@ -60,10 +73,15 @@ class ModelResolver:
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: the model does not fit into memory in this precision.
+                UNAVAILABLE: the kernels are not ready.
         """
         precision = asked_precision(request)
         if precision is None:
             precision = self._precision if state is None else state.precision
+        if precision is InferencePrecision.INT8:
+            await self.require(KernelGroup.INT8)
+        if any(getattr(request, name, 0) for name in _DETAILS):
+            await self.require(KernelGroup.DETAILS)
         return await self._models.at_precision(found, precision)
 
     async def stored(self, name: str, version: int) -> ResolvedModel:

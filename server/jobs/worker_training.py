@@ -25,6 +25,7 @@ from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.training.checkpoint import saved_config
+from treadle.model.warmup.groups import KernelGroup
 from treadle.server.access.request_id import log_to_stderr, set_logged_trace, set_request_id
 from treadle.server.failures import NoSpaceError, is_full
 from treadle.server.jobs import worker_protocol
@@ -60,7 +61,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     Args:
         requests: The pipe with the messages of the server.
         replies: The pipe for messages to the server.
-        warm_up: Whether to load every kernel before the job arrives.
+        warm_up: Whether to load the kernels of training before the job arrives.
 
     Returns:
         The exit code.
@@ -68,7 +69,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
     pipe = Replies(replies)
     if warm_up:
         with heartbeat(pipe):
-            warm()
+            warm([KernelGroup.INFERENCE, KernelGroup.TRAINING])
     pipe.send(event="ready")  # and then nothing, since nobody reads from a process on standby
     line = requests.readline()
     if not line:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -36,10 +38,11 @@ import sys, time
 from pathlib import Path
 from treadle.server import warmup
 gate = Path(sys.argv.pop(1))
-def warm():
+def warm(groups):
     while not gate.exists():
         time.sleep(0.02)
 warmup.warm = warm
+warmup.all_compiled = lambda: True
 warmup.kernels_ready = lambda: (12, 99)
 warmup._REPORT_S = 0.05
 from treadle.server.cli import main
@@ -127,12 +130,101 @@ def test_calls_to_a_server_that_compiles_are_refused_with_the_reason(folder: Pat
                 assert waiting.communicate(timeout=PATIENCE_S)[0] == "serving\n"
             assert list(training)[-1].completed.version == 1
             assert caller.serving()
-            assert caller.info().kernels_total == 0
+            wait_for(lambda: caller.info().kernels_total == 0)
             process.terminate()
             assert f"the server {COMPILING}" in process.communicate(timeout=PATIENCE_S)[1]
         finally:
             caller.close()
             process.kill()
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+from treadle.server import warmup
+gates = Path(sys.argv.pop(1))
+def warm(groups):
+    for group in groups:
+        if group.name != "INFERENCE":
+            while not (gates / group.name).exists():
+                time.sleep(0.02)
+warmup.warm = warm
+warmup.all_compiled = lambda: True
+warmup._REPORT_S = 0.05
+warmup._PATIENCE_S = float(sys.argv.pop(1))
+from treadle.server.cli import main
+sys.exit(main())
+"""
+
+
+@contextmanager
+def late(folder: Path, patience_s: float) -> Iterator[tuple[Caller, subprocess.Popen[str]]]:
+    """Starts a server that serves, and whose other groups are ready once there is a file."""
+    address = f"unix:{folder}/socket"
+    flags = ("--address", address, "--data-dir", str(folder / "data"), "--standby-workers", "0")
+    command = [sys.executable, "-c", LATE, str(folder), str(patience_s), *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        caller = Caller(address)
+        try:
+            caller.stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=PATIENCE_S, wait_for_ready=True
+            )
+            wait_for(caller.serving)
+            yield caller, process
+        finally:
+            caller.close()
+            process.kill()
+
+
+def open_group(folder: Path, *groups: str) -> None:
+    for group in groups:
+        (folder / group).touch()
+
+
+def test_calls_wait_for_the_kernels_that_they_need(folder: Path) -> None:
+    with late(folder, PATIENCE_S) as (caller, _), ThreadPoolExecutor() as threads:
+        training = caller.train(tiny_spec("m"), TEXT)
+        assert "is compiling its kernels" in next(training).state.reason
+        open_group(folder, "TRAINING")
+        assert list(training)[-1].completed.version == 1
+        assert caller.generate("m")  # while others wait
+        ranks = pb.GenerateRequest(model="m", ranks=True, max_new_tokens=1)
+        waiting = threads.submit(lambda: list(caller.stub.Generate(ranks)))
+        int8 = pb.ScoreRequest(
+            model="m", texts=["x"], inference_precision=pb.INFERENCE_PRECISION_INT8
+        )
+        second = threads.submit(caller.stub.Score, int8)
+        assert caller.score("m", ["x"])
+        assert caller.info().kernels_total
+        assert not waiting.done()
+        open_group(folder, "DETAILS")
+        assert waiting.result(PATIENCE_S)
+        assert not second.done()
+        open_group(folder, "LEARNING", "INT8", "BF16", "NOVELTY")
+        assert second.result(PATIENCE_S)
+        wait_for(lambda: caller.info().kernels_total == 0)
+
+
+def test_a_call_that_has_waited_long_is_told_to_come_again(folder: Path) -> None:
+    with late(folder, 0.1) as (caller, process):
+        open_group(folder, "TRAINING")
+        assert list(caller.train(tiny_spec("m"), TEXT))[-1].completed.version == 1
+        learning = pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m"))
+        calls: list[Callable[[], object]] = [
+            lambda: caller.stub.Score(pb.ScoreRequest(model="m", texts=["x"], ranks=True)),
+            lambda: list(caller.stub.LearnStream(iter([learning]))),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "is compiling its kernels" in (caught.value.details() or "")
+            assert detail_of(caught.value, "RetryInfo")
+        process.terminate()
+        errors = process.communicate(timeout=PATIENCE_S)[1]
+        assert process.returncode == 0, errors
+        assert "a call waits for the kernels of learning" in errors
+        assert "Traceback" not in errors
 
 
 def test_a_server_stopped_while_it_compiles_ends_with_0(folder: Path) -> None:

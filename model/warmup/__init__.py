@@ -1,0 +1,1 @@
+"""Makes kernels ready before anything needs them."""

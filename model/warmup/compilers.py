@@ -1,0 +1,106 @@
+"""`Compilers` are processes that compile kernels into the disk cache, several at a time.
+
+Compiling holds the interpreter lock, so threads do not share the work. Each process gets the number
+of one task at a time (see `groups`), and ends when its input does, so that it does not outlive this
+process for longer than a task.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+
+from treadle.model.warmup.groups import TASKS, KernelGroup
+
+_PROGRAM = "from treadle.model.warmup.compilers import obey; obey()"
+
+_MOST = 4
+"""Processes at most; there is not more to do at the same time."""
+
+
+def useful_processes() -> int:
+    """Returns how many processes shorten the time until everything is compiled."""
+    return min(len(os.sched_getaffinity(0)), _MOST)
+
+
+class Compilers:
+    """Compiles all kernels, group by group, and keeps them on disk."""
+
+    def __init__(self, count: int) -> None:
+        """Starts processes; they begin at once.
+
+        Args:
+            count: How many.
+
+        Raises:
+            OSError: No process can be started.
+        """
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads = ThreadPoolExecutor(count, "compile")
+        self._tasks: dict[KernelGroup, list[Future[None]]] = {}
+        try:
+            for _ in range(count):
+                self._start()
+        except OSError:
+            self.close()
+            raise
+        for group, tasks in TASKS.items():
+            commands = [f"{group.name} {number}\n" for number in range(len(tasks))]
+            self._tasks[group] = [self._threads.submit(self._run, each) for each in commands]
+
+    def wait(self, group: KernelGroup) -> None:
+        """Waits until the kernels of a group are on disk.
+
+        Those that could not be compiled there are compiled by who needs them, who gets the error.
+        """
+        for task in self._tasks[group]:
+            task.result()
+
+    def close(self) -> None:
+        """Ends the processes, finished or not."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+
+    def _start(self) -> None:
+        # In a session of its own: Ctrl-C is for this process, which then ends the others.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        self._idle.put(process)
+
+    def _run(self, command: str) -> None:
+        """Has an idle process run a task."""
+        process = self._idle.get()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(OSError, ValueError):  # it has ended, or `close` was called
+            process.stdin.write(command.encode())
+            process.stdout.readline()
+        self._idle.put(process)
+
+
+def obey() -> None:
+    """Runs the tasks that are named on the standard input, and says when each is done."""
+    os.nice(5)  # calls that can be answered already come first
+    for line in sys.stdin:
+        group, number = line.split()
+        with suppress(Exception):  # who needs the kernels gets the error
+            TASKS[KernelGroup[group]][int(number)]()
+        print("done", flush=True)
