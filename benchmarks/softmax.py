@@ -57,7 +57,7 @@ def config_of(options: argparse.Namespace, softmax: Softmax) -> TrainConfig:
             softmax_clusters=clusters,
         ),
         optimizer=OptimizerConfig(learning_rate=options.learning_rate, precision=options.precision),
-        limits=LimitsConfig(max_tokens=options.tokens),
+        limits=LimitsConfig(max_tokens=max(options.tokens, 1)),
         report=ReportConfig(
             progress_interval_s=1e6, validation_interval_steps=2**40, sample_tokens=0
         ),

@@ -25,6 +25,9 @@ from treadle.model import (
     ReportConfig,
     SamplingConfig,
     Schedule,
+    Softmax,
+    TokenizerConfig,
+    TokenizerKind,
     TrainConfig,
     train,
 )
@@ -57,6 +60,17 @@ CONFIGS["lstm tied"] = TrainConfig(
     ),
     optimizer=OptimizerConfig(
         schedule=Schedule.PLATEAU, plateau_patience=1, accumulation_steps=2, averaging=3.0
+    ),
+)
+CONFIGS["gru factored"] = TrainConfig(
+    tokenizer=TokenizerConfig(TokenizerKind.WORDS),
+    network=NetworkConfig(
+        cell=Cell.GRU,
+        hidden_size=21,
+        embedding_size=5,
+        output_dropout=0.2,
+        softmax=Softmax.FACTORED,
+        softmax_clusters=(32, 64),
     ),
 )
 CONFIGS = {

@@ -24,7 +24,7 @@ from treadle.model import (
     import_state_dict,
     train,
 )
-from treadle.model.enums import Cell, TokenizerKind
+from treadle.model.enums import Cell, InferencePrecision, TokenizerKind
 from treadle.model.errors import ConfigError, LoadError
 from treadle.model.export import write_npz, write_rtneural
 from treadle.model.generation.output import OutputOptions
@@ -225,6 +225,15 @@ def test_what_was_generated_scores_the_same() -> None:
         (t.id, t.log_probability) for t in tokens
     ]
     assert {sum(token.id >= first for first in CLUSTERS) for token in tokens} == {0, 1, 2, 3}
+
+
+def test_what_was_generated_scores_the_same_in_int8() -> None:
+    model = model_of().at(InferencePrecision.INT8)
+    sampling = SamplingConfig(seed=3, max_new_tokens=20)
+    pieces = list(model.stream(ALPHABET[:9], sampling, output=OutputOptions(tokens=True)))
+    found = [token.log_probability for piece in pieces for token in piece.tokens]
+    scores = model.score("".join(piece.text for piece in pieces), context=ALPHABET[:9]).tokens
+    assert [token.log_probability for token in scores] == found
 
 
 def test_penalties_expressions_and_beams_work() -> None:
