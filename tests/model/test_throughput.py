@@ -26,6 +26,8 @@ def lstm(units: int, layers: int = 1) -> Shape:
 def test_multiply_adds_by_hand() -> None:
     assert multiply_adds(Shape(Cell.RNN, V=5, E=2, H=3, L=1)) == 3 * (9 + 15)
     assert multiply_adds(Shape(Cell.GRU, V=5, E=2, H=3, L=2)) == 3 * (3 * 27 + 15)
+    factored = Shape(Cell.RNN, V=500, E=2, H=3, L=1, clusters=(32, 64, 224))
+    assert multiply_adds(factored) == 3 * (9 + 3 * (32 + 3 + 276))
 
 
 def test_what_was_measured_is_expected() -> None:

@@ -65,7 +65,11 @@ def multiply_adds(shape: Shape) -> float:
     H = shape.H
     G = shape.G
     recurrent = shape.L * H * G + (shape.L - 1) * H * G
-    return 3.0 * (recurrent + H * shape.V)
+    # Of a factored softmax at most the head, the clusters and the largest one of them.
+    columns = shape.V
+    if shape.clusters:
+        columns = shape.clusters[0] + len(shape.clusters) + shape.logit_width
+    return 3.0 * (recurrent + H * columns)
 
 
 def expected_throughput(
