@@ -37,6 +37,9 @@ class PackedWeights:
 
     def get(self, precision: InferencePrecision) -> structs.Weights:
         """Returns the weights of a precision, FP32 where they are not fixed; never written to."""
+        weights = self._packed.get(precision)
+        if weights is not None:  # nor does it wait while another precision is packed
+            return weights
         with self._packing:
             weights = self._packed.get(precision)
             if weights is None:
