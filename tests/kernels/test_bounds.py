@@ -18,10 +18,12 @@ import numpy as np
 from numba.core import config
 from treadle.kernels.jit import BOUNDS_CHECKED, jit
 from treadle.kernels.gemm_tile import PANEL, Operand, make_gemm_tile
+from treadle.kernels.int8_tile import EXTRA_ROWS, make_int8_tile
 from treadle.kernels.simd import LANES, ZERO, load, splat, lane_sum, store
 
 tile = make_gemm_tile(2, 1, False)
 edge = make_gemm_tile(1, 1, True)
+int8 = make_int8_tile(2, 1)
 
 @jit
 def read(array, first, count):
@@ -45,6 +47,10 @@ def part(A, B, C, at, columns):
     right = Operand(B, 0, 3 * PANEL, PANEL)
     edge(Operand(A, 0, 3, 1), right, Operand(C, at, PANEL, 1), 0, 3, columns, False)
 
+@jit
+def bytewise(steps, panels, C, panel, at):
+    int8(steps, panels, C, 0, panel, at, PANEL, PANEL - 1, 3, False)
+
 def raises(kernel, *arguments):
     try:
         kernel(*arguments)
@@ -56,6 +62,8 @@ row = np.ones(LANES + 4, np.float32)
 A = np.ones(6, np.float32)
 B = np.ones(3 * PANEL, np.float32)
 C = np.zeros(2 * PANEL, np.float32)
+steps = np.zeros(6, np.int32)
+panels = np.zeros((2, 3 + EXTRA_ROWS, PANEL), np.int32)
 print(json.dumps({
     "checked": BOUNDS_CHECKED,
     "folder": config.CACHE_DIR,
@@ -67,6 +75,7 @@ print(json.dumps({
         raises(whole, A, B, C, 0, 3),
         raises(part, A, B, C, PANEL, 5),
         raises(part, A, B, C, 0, 99),
+        raises(bytewise, steps, panels, C, 1, 1),
     ],
     "odd": [
         raises(kernel, row, *place)
@@ -78,6 +87,10 @@ print(json.dumps({
         raises(whole, A, B, C, -1, 3),
         raises(whole, A, B, C, 0, 4),
         raises(whole, A, B[1:], C, 0, 3),
+        raises(bytewise, steps[1:], panels, C, 1, 1),
+        raises(bytewise, steps, panels, C, 2, 1),
+        raises(bytewise, steps, panels, C, -1, 1),
+        raises(bytewise, steps, panels, C, 1, 2),
         raises(whole, A, B, C[1:], 0, 3),
         raises(part, A, B, C, PANEL + 1, 99),
         raises(part, A, B, C, 2 * PANEL, 1),
