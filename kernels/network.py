@@ -16,7 +16,7 @@ from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
 from treadle.kernels.factored_softmax import factored_loss, log_probability_rows
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
-from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views
 from treadle.kernels.layer import (
     LayerGradients,
     LayerTape,
@@ -27,8 +27,7 @@ from treadle.kernels.layer import (
     recur_forward,
 )
 from treadle.kernels.loss import cross_entropy
-from treadle.kernels.optimizers import add_into
-from treadle.kernels.simd import copy, copy_array
+from treadle.kernels.simd import add_row, copy, copy_array
 from treadle.kernels.structs import (
     LSTM,
     Array,
@@ -251,6 +250,15 @@ def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
         drop(dhs, keep, work.scale[0], dhs)
 
 
+@jit_views
+def _add_to_table(gates: Array, table: Array, tokens: Ints, steps: int) -> None:
+    """Adds layer 0's share of gates (L, T, B, G), now da, to the rows of its tokens' gradients."""
+    _, _, B, G = gates.shape
+    for t in range(steps):
+        for row in range(B):
+            add_row(gates, (t * B + row) * G, table, tokens[t, row] * G, G)
+
+
 @jit_apart
 def _backward(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, tokens: Ints, steps: int
@@ -277,9 +285,7 @@ def _backward(
             part = LayerGradients(gradients.Wx[layer - 1], dWh, gradients.b[layer], dbh)
             layer_backward(cell, xs, WxT, WhT, tape, dhs, running, part, dhs, block, steps)
             _drop_gradient(work, layer, steps)
-    for t in range(steps):
-        for row in range(B):
-            add_into(work.gates[0, t, row], gradients.table[tokens[t, row]])
+    _add_to_table(work.gates, gradients.table, tokens, steps)
 
 
 @jit

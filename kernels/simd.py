@@ -375,6 +375,18 @@ def copy_array(source: Array, target: Array) -> None:
     copy(source, 0, target, 0, source.size)
 
 
+@jit
+def add_row(source: Array, start: int, target: Array, to: int, count: int) -> None:
+    """Adds source.flat[start : start + count] to target.flat[to : to + count]."""
+    whole = count // LANES * LANES
+    for n in range(0, whole, LANES):
+        store(target, to + n, LANES, load(target, to + n, LANES) + load(source, start + n, LANES))
+    if whole < count:
+        left = count - whole
+        at = to + whole
+        store(target, at, left, load(target, at, left) + load(source, start + whole, left))
+
+
 _OPERATORS: dict[Any, str] = {
     operator.add: "fadd",
     operator.sub: "fsub",

@@ -8,6 +8,7 @@ of a gradient depend on the batch alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from treadle.kernels import batch, network, structs
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.gemm_transposed import allocate_row_block
+from treadle.kernels.jit import specialize
 from treadle.kernels.weight_packing import (
     pack_transposes,
     pack_weights,
@@ -145,6 +147,7 @@ class Engine:
         """Runs the shards."""
         self.interrupted: Callable[[], bool] = never
         """Called before every shard, in any thread; once it returns true, the batch is dropped."""
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._all = np.arange(self.shape.V, dtype=np.int32)
         table_rows = rows_of_table(self.shape.V, rows * window)
         if packed is None:
@@ -171,6 +174,14 @@ class Engine:
         # The embedding's gradient is one small product a step, which stays in float32.
         block = self._shards[0].work.block
         self._block = allocate_row_block(self.shape.E, self.shape.G) if pairs else block
+
+    def _call(self, kernel: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a kernel whose arguments have the same types whenever this engine calls it."""
+        compiled = self._compiled.get(kernel)
+        if compiled is None:
+            compiled = specialize(kernel, *arguments)
+            self._compiled[kernel] = compiled
+        return compiled(*arguments)
 
     def _rows_of(self, tokens: Ints) -> tuple[Ints, Ints]:
         """Chooses the tokens that the folded input has a row for.
@@ -211,6 +222,9 @@ class Engine:
         if count < 0:
             check_tokens(tokens, self.shape.V)
             check_tokens(targets, self.shape.V, least=-1)
+        tokens = tokens.astype(np.int32, copy=False)
+        targets = targets.astype(np.int32, copy=False)
+        fresh = np.ascontiguousarray(fresh, np.bool_)
         used, folded = self._rows_of(tokens)
         scale = np.float32(1 / max(count, 1))
         number = np.uint64(step)
@@ -221,7 +235,8 @@ class Engine:
         def run(shard: _Shard) -> float:
             if self.interrupted():
                 raise InterruptedRunError
-            return network.train_shard(
+            loss: float = self._call(
+                network.train_shard,
                 self.cell,
                 self._weights,
                 shard.work,
@@ -231,6 +246,7 @@ class Engine:
                 scale,
                 *self._dropouts(number, shard.rows.start),
             )
+            return loss
 
         loss = in_order(self.pool.map(run, self._shards))
         self._add_shards()
@@ -257,7 +273,8 @@ class Engine:
         if self.interrupted():
             raise InterruptedRunError
         shard = self._shards[0]
-        return batch.train_batch(
+        loss: float = self._call(
+            batch.train_batch,
             self.cell,
             self.parameters.stacks,
             self._weights,
@@ -273,6 +290,7 @@ class Engine:
             self._block,
             self.gradient.stacks,
         )
+        return loss
 
     def carried(self) -> tuple[Array, Array]:
         """Returns copies of the states that the next batch continues from, hs and cs, (L, B, H)."""
@@ -293,7 +311,7 @@ class Engine:
         stacks = self.parameters.stacks
         weights = self._weights
         if self.is_small:
-            batch.pack_parameters(stacks, weights, used)
+            self._call(batch.pack_parameters, stacks, weights, used)
             return
 
         def pack(transposes: bool) -> None:
@@ -322,7 +340,7 @@ class Engine:
         gradients = self._shards[0].gradients
         out = self.gradient.stacks
         if self.is_small:
-            batch.unfold_gradients(stacks, gradients, used, self._block, out)
+            self._call(batch.unfold_gradients, stacks, gradients, used, self._block, out)
             return
 
         def unfold(weights: bool) -> None:
