@@ -127,6 +127,23 @@ def test_threads_do_not_change_a_bit(cell: Cell) -> None:
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("is_small", [False, True])
+def test_one_call_computes_what_several_do(is_small: bool, tied: bool) -> None:
+    """A last row without a target makes a second shard, whose gradients are 0."""
+    shape = Shape(Cell.GRU, V=5, E=3, H=3, L=2, tied=tied)
+    alone = engine_of(shape, 4, SHARD_ROWS)
+    together = engine_of(shape, 4, SHARD_ROWS + 1, threads=2)
+    assert together.is_small
+    together.is_small = is_small
+    for tokens, targets, fresh in windows_of(shape, T=4, B=SHARD_ROWS + 1, count=2):
+        targets[:, -1] = -1
+        expected = alone.loss_and_gradient(tokens[:, :-1], targets[:, :-1], fresh[:-1])
+        assert together.loss_and_gradient(tokens, targets, fresh) == expected
+        assert np.array_equal(together.gradient.flat, alone.gradient.flat)
+    together.pool.close()
+
+
 def test_a_row_has_the_same_part_in_the_loss_next_to_any_other() -> None:
     shape = Shape(Cell.LSTM, V=5, E=2, H=3, L=2)
     ((tokens, targets, fresh),) = windows_of(shape, T=3, B=SHARD_ROWS + 2, count=1)
