@@ -31,8 +31,8 @@ from treadle.kernels.sampling import (
     SamplingScratch,
     Truncation,
     allocate_sampling_scratch,
-    needs_sorting,
     sample,
+    truncates,
 )
 from treadle.kernels.simd import copy
 from treadle.kernels.structs import Array, Ints, State, Weights, Workspace
@@ -100,11 +100,11 @@ def _truncation(sequences: Sequences, m: int) -> Truncation:
 
 
 @jit_apart
-def _any_needs_sorting(sequences: Sequences) -> bool:
-    """Returns whether the sampling of any sequence sorts."""
+def _any_truncates(sequences: Sequences) -> bool:
+    """Returns whether the sampling of any sequence leaves out tokens."""
     found = False
     for m in range(sequences.token.size):
-        found = found or needs_sorting(_truncation(sequences, m))
+        found = found or truncates(_truncation(sequences, m))
     return found
 
 
@@ -286,7 +286,7 @@ def decode(
     """
     V = weights.by.size
     rows = np.empty((2, V), np.float32)
-    scratch = allocate_sampling_scratch(V if _any_needs_sorting(sequences) else 0)
+    scratch = allocate_sampling_scratch(V if _any_truncates(sequences) else 0)
     decoded.tokens[:] = -1
     decoded.log_probabilities[:] = ZERO
     _decode(cell, weights, work, state, sequences, edits, decoded, rows, scratch)

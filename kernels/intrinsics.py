@@ -23,6 +23,7 @@ from treadle.kernels.simd import (
     INTS,
     LANES,
     VECTOR,
+    broadcast,
     call,
     emit_maximum,
     is_number,
@@ -77,6 +78,16 @@ def _zero_below(typing_context: Any, x: Any, limit: Any, value: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", x, limit), zero, value)
 
     return _typed((x, limit, value), emit)
+
+
+def _any_reaches(typing_context: Any, vector: Any, limit: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        limits = broadcast(builder, arguments[1])
+        reached = builder.fcmp_ordered(">=", arguments[0], limits)
+        bits = builder.bitcast(reached, ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.IntType(LANES)(0))
+
+    return types.boolean(vector_type, types.float32), generate
 
 
 def _power_of_two(typing_context: Any, rounded: Any) -> Any:
@@ -135,6 +146,11 @@ def python_zero_below(x: Any, limit: Any, value: Any) -> Any:
     return _selected(x < limit, np.float32(0.0), value)
 
 
+def python_any_reaches(vector: Any, limit: Any) -> bool:
+    """Stands in for `any_reaches`."""
+    return bool((vector >= limit).any())
+
+
 def python_power_of_two(rounded: Any) -> Any:
     """Stands in for `power_of_two`."""
     bits = np.asarray(rounded, np.float32).view(np.int32)
@@ -165,6 +181,9 @@ larger: Callable[..., Any] = python_larger if PYTHON_MODE else intrinsic(_larger
 
 zero_below: Callable[..., Any] = python_zero_below if PYTHON_MODE else intrinsic(_zero_below)
 """zero_below(x, limit, value): 0 where x < limit, else `value`."""
+
+any_reaches: Callable[..., bool] = python_any_reaches if PYTHON_MODE else intrinsic(_any_reaches)
+"""any_reaches(vector, limit): whether any element is at least `limit`; NaN is not."""
 
 power_of_two: Callable[..., Any] = python_power_of_two if PYTHON_MODE else intrinsic(_power_of_two)
 """power_of_two(rounded): 2^n for n + 1.5 * 2**23, n a whole number from -126 to 127."""

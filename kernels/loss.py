@@ -35,7 +35,19 @@ def row_max(row: Array) -> np.float32:
     V = row.size
     whole = V // LANES * LANES
     m = load_padded(row, whole, V - whole, _LOWEST)
-    for v in range(0, whole, LANES):
+    wide = whole // (4 * LANES) * (4 * LANES)
+    if wide > 0:  # four at a time, since each waits for the one before it
+        m0 = m
+        m1 = m
+        m2 = m
+        m3 = m
+        for v in range(0, wide, 4 * LANES):
+            m0 = larger(m0, load(row, v, LANES))
+            m1 = larger(m1, load(row, v + LANES, LANES))
+            m2 = larger(m2, load(row, v + 2 * LANES, LANES))
+            m3 = larger(m3, load(row, v + 3 * LANES, LANES))
+        m = larger(larger(m0, m1), larger(m2, m3))
+    for v in range(wide, whole, LANES):
         m = larger(m, load(row, v, LANES))
     return lane_maximum(m)
 

@@ -3,7 +3,7 @@
 1. Temperature 0 takes the likeliest token, the lowest id of equals.
 2. Otherwise the logits, less the largest, are divided by the temperature.
 3. Of all tokens the `top_k` likeliest stay, lower ids first among equals.
-4. Of these the fewest likeliest stay whose probability reaches `top_p`.
+4. Of these the fewest likeliest stay whose probability reaches `top_p`, equals as in step 3.
 5. Of these stay those at least `min_p` times as likely as the likeliest.
 6. Of these the fewest stay whose surprisal is nearest to the mean surprisal, lower ids first among
    equals, until their probability reaches `typical_p`.
@@ -23,24 +23,21 @@ from typing import NamedTuple
 import numpy as np
 
 from treadle.kernels.activations import ONE, ZERO, log
-from treadle.kernels.intrinsics import bits_from_float
-from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views_apart
+from treadle.kernels.intrinsics import any_reaches, bits_from_float, float_from_bits, maximum
+from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views, jit_views_apart
 from treadle.kernels.loss import row_max, row_sum, shifted_exp
-from treadle.kernels.radix_sort import (
-    COUNTS,
-    Pairs,
-    SortScratch,
-    make_pair,
-    pair_id,
-    sort_smallest,
-)
-from treadle.kernels.simd import LANES, lane_sum, load, splat
-from treadle.kernels.structs import Array
+from treadle.kernels.selection import BINS, Longs, make_pair, select
+from treadle.kernels.simd import LANES, lane_sum, load, splat, store
+from treadle.kernels.structs import Array, Ints
 
 _LOWEST = np.float32(-100.0)
+_TINIEST = np.float32(2.0**-149)
+_UNITS = np.float64(2.0**38)
 _STRETCH = 16 * LANES
 """Weights that are summed together first while a draw looks for its place."""
-_HALF_LAST_BIT = np.float32(2.0**-25)
+_GROUPS = 4
+"""Groups of weights for each one to find, at least."""
+_BISECTIONS = 11
 
 
 class Truncation(NamedTuple):
@@ -59,118 +56,220 @@ class Truncation(NamedTuple):
 class SamplingScratch(NamedTuple):
     """The memory that truncation of V weights works in; overwritten."""
 
+    weights: Array
+    """(V,), those of the tokens that stay, in ascending order of their ids."""
+    ids: Ints
+    """(V,), their ids."""
     distance: Array
     """(V,)."""
-    sort: SortScratch
-    """For V keys."""
+    pairs: Longs
+    """(V,)."""
+    shares: Longs
+    """(V,)."""
+    bins: Longs
+    """(BINS,)."""
 
 
-@jit
+@jit_apart
 def allocate_sampling_scratch(V: int) -> SamplingScratch:
     """Allocates what `sample` works in: once for many tokens, since it is large."""
-    pairs = np.empty((2, V), np.int64)
-    counts = np.empty(COUNTS, np.int32)
-    return SamplingScratch(np.empty(V, np.float32), SortScratch(pairs[0], pairs[1], counts))
+    bins = np.empty(BINS if V else 0, np.int64)
+    floats = np.empty((2, V), np.float32)
+    longs = np.empty((2, V), np.int64)
+    return SamplingScratch(floats[0], np.empty(V, np.int32), floats[1], longs[0], longs[1], bins)
 
 
 @jit_inline
 def truncates(truncation: Truncation) -> bool:
-    """Returns whether `sample` leaves out any token."""
-    return bool(needs_sorting(truncation) or truncation.min_p > ZERO)
+    """Returns whether `sample` may leave out tokens, for which it needs scratch."""
+    likeliest = truncation.top_k > 0 or truncation.top_p < ONE
+    return bool(likeliest or truncation.min_p > ZERO or truncation.typical_p < ONE)
+
+
+@jit_views
+def argmax(logits: Array) -> int:
+    """Returns the lowest id among the largest logits (V,)."""
+    largest = row_max(logits)
+    for v in range(logits.size):
+        if logits[v] == largest:
+            return int(v)
+    return 0  # a logit is NaN
+
+
+@jit_views
+def _lower_bound(weights: Array, max_weight: np.float32, k: int, maxima: Array) -> np.float32:
+    """Returns a number that at least k weights (V,) reach, and not many more.
+
+    It is one that k of the largest weights of disjoint groups reach. `maxima` (V,) is overwritten.
+    """
+    blocks = weights.size // LANES
+    rows = max(16, k // (LANES // _GROUPS) + 1)  # of LANES groups each
+    if blocks < 2 * rows:
+        return ZERO
+    each = blocks // rows
+    for row in range(rows):
+        first = row * each * LANES
+        largest = load(weights, first, LANES)
+        for v in range(first + LANES, first + each * LANES, LANES):
+            largest = maximum(largest, load(weights, v, LANES))
+        store(maxima, row * LANES, LANES, largest)
+    low = np.int32(0)
+    high = bits_from_float(max_weight)
+    for _ in range(_BISECTIONS):
+        middle = np.int32(low + (high - low) // np.int32(2))
+        bound = float_from_bits(middle)
+        reached = 0
+        for group in range(rows * LANES):
+            reached += maxima[group] >= bound
+        if reached >= k:
+            low = middle
+        else:
+            high = middle
+    return float_from_bits(low)
+
+
+@jit_views
+def _gather(weights: Array, floor: np.float32, scratch: SamplingScratch) -> int:
+    """Keeps the weights (V,) above 0 that reach a floor, and returns their number."""
+    V = weights.size
+    least = max(floor, _TINIEST)
+    wide = 4 * LANES
+    n = 0
+    for first in range(0, V, wide):
+        if first + wide <= V:
+            low = maximum(load(weights, first, LANES), load(weights, first + LANES, LANES))
+            third = load(weights, first + 2 * LANES, LANES)
+            high = maximum(third, load(weights, first + 3 * LANES, LANES))
+            if not any_reaches(maximum(low, high), least):
+                continue
+        for block in range(first, min(first + wide, V), LANES):
+            if block + LANES <= V and not any_reaches(load(weights, block, LANES), least):
+                continue
+            for v in range(block, min(block + LANES, V)):
+                scratch.weights[n] = weights[v]
+                scratch.ids[n] = v
+                n += weights[v] >= least
+    return int(n)
 
 
 @jit_inline
-def needs_sorting(truncation: Truncation) -> bool:
-    """Returns whether `sample` sorts, and so needs scratch."""
-    sorts = truncation.top_k > 0 or truncation.top_p < ONE or truncation.typical_p < ONE
-    return bool(sorts)
+def _keep(scratch: SamplingScratch, kept: int, i: int, stays: bool | np.bool_) -> int:
+    """Keeps weight i behind `kept` others if it stays, and returns how many are kept then."""
+    scratch.weights[kept] = scratch.weights[i]
+    scratch.ids[kept] = scratch.ids[i]
+    return int(kept + stays)
 
 
-@jit
-def argmax(logits: Array) -> int:
-    """Returns the lowest id among the largest logits (V,)."""
-    best = 0
-    for v in range(logits.size):
-        if logits[v] > logits[best]:
-            best = v
-    return best
-
-
-@jit
-def _count_to_threshold(weights: Array, order: Pairs, ordered: int, threshold: np.float32) -> int:
-    """Returns how many tokens, in order, it takes for their summed weight to reach a threshold."""
-    running = ZERO
+@jit_views
+def _keep_top_k(scratch: SamplingScratch, n: int, top_k: int) -> int:
+    """Keeps the `top_k` largest of n weights, fewer than n, and returns their number."""
+    max_bits = bits_from_float(row_max(scratch.weights[:n]))
+    for i in range(n):
+        key = np.int32(max_bits - bits_from_float(scratch.weights[i]))
+        scratch.pairs[i] = make_pair(key, i)
+        scratch.shares[i] = 1
+    border = select(scratch.pairs, scratch.shares, n, top_k, scratch.bins)
     kept = 0
-    while kept < ordered and (kept == 0 or running < threshold):
-        running += weights[pair_id(order[kept])]
-        kept += 1
+    for i in range(n):
+        key = np.int32(max_bits - bits_from_float(scratch.weights[i]))
+        kept = _keep(scratch, kept, i, make_pair(key, i) <= border)
     return kept
 
 
-@jit_apart
-def _keep_top_k_and_top_p(
-    weights: Array, top_k: int, top_p: np.float32, scratch: SortScratch
-) -> None:
-    """Sets to 0 the weights (V,) that top-k and top-p exclude; at least one stays."""
-    max_weight = row_max(weights)
-    max_bits = bits_from_float(max_weight)
-    # Added to a sum that begins with the largest weight, anything smaller is lost in rounding.
-    smallest = max_weight * _HALF_LAST_BIT
-    n = 0
-    for v in range(weights.size):
-        scratch.pairs[n] = make_pair(np.int32(max_bits - bits_from_float(weights[v])), v)
-        n += weights[v] >= smallest
-    if n == 0:  # every weight is NaN
-        return
-    ordered = min(n, top_k) if top_k > 0 else n
-    order = sort_smallest(scratch, n, ordered)
-    whole = ZERO
-    for rank in range(ordered):
-        whole += weights[pair_id(order[rank])]
-    kept = _count_to_threshold(weights, order, ordered, top_p * whole)
-    last = pair_id(order[kept - 1])
-    border = weights[last]
-    for v in range(weights.size):
-        stays = weights[v] > border or (weights[v] == border and v <= last)
-        weights[v] = weights[v] if stays else ZERO
+@jit_views
+def _target(scratch: SamplingScratch, n: int, p: np.float32) -> int:
+    """Writes the shares of n weights in their sum.
+
+    A share is the weight in units of 2**-38 of the largest one, cut off. Whole numbers add up to
+    the same sum in any order.
+
+    Returns:
+        The share p of that sum, at least 1.
+    """
+    scale = _UNITS / np.float64(row_max(scratch.weights[:n]))
+    whole = np.int64(0)
+    for i in range(n):
+        share = np.int64(np.float64(scratch.weights[i]) * scale)
+        scratch.shares[i] = share
+        whole += share
+    return int(max(np.int64(np.ceil(np.float64(p) * np.float64(whole))), np.int64(1)))
 
 
-@jit
-def _keep_min_p(weights: Array, min_p: np.float32) -> None:
-    """Sets to 0 the weights (V,) below min_p times the largest, which itself stays."""
-    floor = min_p * row_max(weights)
-    for v in range(weights.size):
-        if weights[v] < floor:
-            weights[v] = ZERO
+@jit_views
+def _keep_top_p(scratch: SamplingScratch, n: int, top_p: np.float32) -> int:
+    """Keeps the fewest largest of n weights that reach `top_p`, and returns their number."""
+    max_bits = bits_from_float(row_max(scratch.weights[:n]))
+    target = _target(scratch, n, top_p)
+    for i in range(n):
+        key = np.int32(max_bits - bits_from_float(scratch.weights[i]))
+        scratch.pairs[i] = make_pair(key, i)
+    border = select(scratch.pairs, scratch.shares, n, target, scratch.bins)
+    kept = 0
+    for i in range(n):
+        key = np.int32(max_bits - bits_from_float(scratch.weights[i]))
+        kept = _keep(scratch, kept, i, make_pair(key, i) <= border)
+    return kept
 
 
-@jit_apart
-def _keep_typical(weights: Array, typical_p: np.float32, scratch: SamplingScratch) -> None:
-    """Sets to 0 the weights (V,) whose surprisal is far from the mean one; at least one stays."""
-    V = weights.size
+@jit_views
+def _keep_min_p(scratch: SamplingScratch, n: int, floor: np.float32) -> int:
+    """Keeps the weights of n that reach a floor, and returns their number."""
+    kept = 0
+    for i in range(n):
+        kept = _keep(scratch, kept, i, scratch.weights[i] >= floor)
+    return kept
+
+
+@jit_views
+def _keep_typical(scratch: SamplingScratch, n: int, typical_p: np.float32) -> int:
+    """Keeps the fewest of n weights whose surprisal is nearest to the mean one."""
+    weights = scratch.weights[:n]
+    distance = scratch.distance[:n]
     whole = row_sum(weights)
-    distance = scratch.distance
-    pairs = scratch.sort.pairs
-    for v in range(V):
-        distance[v] = -log(weights[v] / whole)
-    entropy = ZERO
-    for v in range(V):
-        if weights[v] > ZERO:
-            entropy += weights[v] / whole * distance[v]
-    n = 0
-    for v in range(V):
-        distance[v] = abs(distance[v] - entropy)
-        pairs[n] = make_pair(bits_from_float(distance[v]), v)
-        n += weights[v] > ZERO
-    if n == 0:  # every weight is NaN
-        return
-    order = sort_smallest(scratch.sort, n, n)
-    kept = _count_to_threshold(weights, order, n, typical_p * whole)
-    last = pair_id(order[kept - 1])
-    border = distance[last]
-    for v in range(V):
-        stays = distance[v] < border or (distance[v] == border and v <= last)
-        weights[v] = weights[v] if stays else ZERO
+    for i in range(n):
+        distance[i] = -log(weights[i] / whole) * (weights[i] / whole)
+    entropy = row_sum(distance)
+    target = _target(scratch, n, typical_p)
+    for i in range(n):
+        distance[i] = abs(-log(weights[i] / whole) - entropy)
+        scratch.pairs[i] = make_pair(bits_from_float(distance[i]), i)
+    border = select(scratch.pairs, scratch.shares, n, target, scratch.bins)
+    kept = 0
+    for i in range(n):
+        kept = _keep(scratch, kept, i, make_pair(bits_from_float(distance[i]), i) <= border)
+    return kept
+
+
+@jit_views_apart
+def truncate(
+    weights: Array, max_weight: np.float32, truncation: Truncation, scratch: SamplingScratch
+) -> int:
+    """Writes the weights and ids of the tokens that stay to `scratch`.
+
+    Args:
+        weights: (V,).
+        max_weight: the largest of them.
+        truncation: which tokens stay.
+        scratch: for V weights.
+
+    Returns:
+        The number of tokens that stay; 0 where every weight is NaN.
+    """
+    top_k, top_p, min_p, typical_p = truncation
+    likeliest = top_k > 0 or top_p < ONE
+    floor = ZERO if likeliest else min_p * max_weight
+    if 0 < top_k < weights.size:
+        floor = _lower_bound(weights, max_weight, top_k, scratch.distance)
+    n = _gather(weights, floor, scratch)
+    if 0 < top_k < n:
+        n = _keep_top_k(scratch, n, top_k)
+    if top_p < ONE and n > 0:
+        n = _keep_top_p(scratch, n, top_p)
+    if likeliest and min_p > ZERO:
+        n = _keep_min_p(scratch, n, min_p * max_weight)
+    if typical_p < ONE and n > 0:
+        n = _keep_typical(scratch, n, typical_p)
+    return n
 
 
 @jit_inline
@@ -264,7 +363,7 @@ def sample(
         u: a uniform random number from [0, 1).
         weights: (V,); in: exp(logits - max_logit), the weights at temperature 1; overwritten.
         total: the sum of these weights.
-        scratch: for V weights; for none where `needs_sorting` is False.
+        scratch: for V weights; for none where `truncates` is False.
 
     Returns:
         The token's id.
@@ -274,11 +373,9 @@ def sample(
     if temperature != ONE:
         total = _apply_temperature(logits, max_logit, temperature, weights)
     if truncates(truncation):
-        if truncation.top_k > 0 or truncation.top_p < ONE:
-            _keep_top_k_and_top_p(weights, truncation.top_k, truncation.top_p, scratch.sort)
-        if truncation.min_p > ZERO:
-            _keep_min_p(weights, truncation.min_p)
-        if truncation.typical_p < ONE:
-            _keep_typical(weights, truncation.typical_p, scratch)
-        total = row_sum(weights)
+        n = truncate(weights, ONE, truncation, scratch)  # exp(0) is exactly 1
+        if n == 0:  # every weight is NaN
+            return 0
+        kept = scratch.weights[:n]
+        return int(scratch.ids[draw(kept, u * row_sum(kept))])
     return draw(weights, u * total)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from small_networks import same_bytes
 
-from treadle.kernels import gemm_tile, intrinsics
+from treadle.kernels import gemm_tile, intrinsics, simd
 from treadle.kernels.gemm_tile import PANEL, ROWS, Operand
 from treadle.kernels.jit import PYTHON_MODE
 
@@ -112,6 +112,23 @@ def test_fma_rounds_once() -> None:
     assert intrinsics.python_fma(*arguments) == one
     for a, b, c in np.random.default_rng(1).standard_normal((200, 3), np.float32):
         assert fma(a, b, c) == intrinsics.python_fma(a, b, c)
+
+
+@pytest.mark.parametrize("reached", [None, 0, simd.LANES - 1])
+def test_a_vector_reaches_a_limit_with_any_element(reached: int | None) -> None:
+    reaches = intrinsic(intrinsics._any_reaches)
+    load_padded = intrinsic(simd._load_padded)
+
+    def call(array: Any, fill: Any, limit: Any) -> Any:
+        return reaches(load_padded(array, 0, simd.LANES, fill), limit)
+
+    vector = np.full(simd.LANES, np.nan, np.float32)
+    vector[1:-1] = 1.5
+    if reached is not None:
+        vector[reached] = 2
+    limit = np.float32(2)
+    assert compiled(call)(vector, limit, limit) == (reached is not None)
+    assert intrinsics.python_any_reaches(vector, limit) == (reached is not None)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -1.5, 1e-45, np.inf, -np.inf, 3.4e38])
