@@ -104,6 +104,9 @@ def summarize(results: Mapping[str, Any]) -> dict[str, float | None]:
         "start_s": _median(start.get("first_token_s")),
         "warm_s": _median(start.get("warm_s")),
         "cold_s": _median(start.get("cold_s")),
+        "cold_cpu_s": _median(start.get("cold_cpu_s")),
+        "serving_s": _median(start.get("serving_s")),
+        "trained_s": _median(start.get("trained_s")),
     }
 
 

@@ -140,6 +140,9 @@ def start(section: Mapping[str, Any]) -> str:
         "first_token_s": "import, load a model, first token",
         "warm_s": "import, warm(): kernels from the disk cache",
         "cold_s": "import, warm(): every kernel compiled",
+        "cold_cpu_s": "the same, processor time",
+        "serving_s": "a server without compiled kernels: SERVING",
+        "trained_s": "a server without compiled kernels: a tiny training done",
     }
     lines = [
         [words, f"{section[name]['median']:.2f} s", ""]

@@ -69,6 +69,9 @@ def test_summary() -> None:
         "start_s": 100.0,
         "warm_s": 100.0,
         "cold_s": None,
+        "cold_cpu_s": None,
+        "serving_s": None,
+        "trained_s": None,
     }
 
 

@@ -1,0 +1,80 @@
+"""Processes that compile: each task is run once, by any of them, and none outlives its owner."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from treadle.model.warmup import compilers, groups
+from treadle.model.warmup.compilers import Compilers, useful_processes
+from treadle.model.warmup.groups import KernelGroup
+
+PROGRAM = """
+import os, sys
+from treadle.model.warmup import compilers, groups
+folder = {folder!r}
+def task(group, number):
+    def run():
+        with open(os.path.join(folder, f"{{group.name}}-{{number}}"), "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        if group is groups.KernelGroup.DETAILS:
+            raise ValueError("a task that fails")
+        if group is groups.KernelGroup.{fatal}:
+            os._exit(1)
+    return run
+for group, tasks in groups.TASKS.items():
+    groups.TASKS[group] = tuple(task(group, number) for number in range(len(tasks)))
+compilers.obey()
+"""
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the tasks leave a file each."""
+    program = PROGRAM.format(folder=str(tmp_path), fatal="NOVELTY")
+    monkeypatch.setattr(compilers, "_PROGRAM", program)
+    return tmp_path
+
+
+def gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
+
+
+def test_every_task_is_run_once(done: Path) -> None:
+    started = Compilers(2)
+    for group in KernelGroup:
+        started.wait(group)  # also where a task fails, or its process ends
+        names = {path.name for path in done.iterdir()}
+        assert {f"{group.name}-{number}" for number in range(len(groups.TASKS[group]))} <= names
+    lines = [path.read_text().splitlines() for path in done.iterdir()]
+    assert all(len(each) == 1 for each in lines)
+    started.close()
+    assert all(gone(int(process)) for (process,) in lines)
+
+
+def test_processes_end_with_what_started_them(done: Path) -> None:
+    started = Compilers(2)
+    started.close()
+    assert all(gone(process.pid) for process in started._processes)
+    started.close()
+
+
+def test_a_process_ends_with_its_input(done: Path) -> None:
+    started = Compilers(1)
+    (process,) = started._processes
+    started.wait(KernelGroup.BF16)
+    assert process.stdin is not None
+    process.stdin.close()
+    end = time.monotonic() + PATIENCE_S
+    while process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    started.close()
+
+
+def test_there_are_no_more_processes_than_processors() -> None:
+    assert 1 <= useful_processes() <= 4
