@@ -31,7 +31,7 @@ from treadle.kernels.gemm_dispatch import (
 )
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.intrinsics import larger
-from treadle.kernels.jit import jit
+from treadle.kernels.jit import jit, jit_apart
 from treadle.kernels.loss import log_probability, row_max, shifted_exp
 from treadle.kernels.simd import copy
 from treadle.kernels.structs import Array, Gradients, Ints, Places, RowBlock, Weights
@@ -66,7 +66,7 @@ def _cluster_of(clusters: Places, token: int) -> int:
     return c
 
 
-@jit
+@jit_apart
 def log_probability_rows(weights: Weights, states: Array, out: Array) -> None:
     """Writes log p of every token.
 
@@ -253,7 +253,7 @@ def _gather(states: Array, rows: Ints) -> Array:
     return gathered
 
 
-@jit
+@jit_apart
 def factored_loss(
     weights: Weights,
     gradients: Gradients,
@@ -311,7 +311,7 @@ def factored_loss(
     return loss
 
 
-@jit
+@jit_apart
 def factored_target_log_probabilities(
     weights: Weights, states: Array, targets: Ints, logits: Array, out: Array
 ) -> None:
