@@ -284,11 +284,8 @@ class Sequence:
         alternatives: list[tuple[Alternative, ...]] = [()] * count
         if self._sampling.top_log_probabilities:
             alternatives = self._alternatives(drawn, row, count)
-        text_of = self._tokenizer.token_text
-        return tuple(
-            TokenScore(token, text_of(token), score, rank, others)
-            for token, score, rank, others in zip(ids, scores, ranks, alternatives, strict=True)
-        )
+        texts = map(self._tokenizer.token_text, ids)
+        return tuple(map(TokenScore, ids, texts, scores, ranks, alternatives))
 
     def _alternatives(
         self, drawn: DecodedTokens, row: int, count: int
