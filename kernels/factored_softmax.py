@@ -37,7 +37,7 @@ from treadle.kernels.simd import copy
 from treadle.kernels.structs import Array, Gradients, Ints, Places, RowBlock, Weights
 
 
-@jit
+@jit_apart
 def _set_logits(weights: Weights, states: Array, first: int, last: int, out: Array) -> None:
     """Writes the logits (N, last - first) of tokens `first` to `last`, for states (N, H)."""
     width = last - first
@@ -46,7 +46,7 @@ def _set_logits(weights: Weights, states: Array, first: int, last: int, out: Arr
     matmul(states, weights.Wy[first // PANEL : (last + PANEL - 1) // PANEL], out, True)
 
 
-@jit
+@jit_apart
 def _cluster_logits(weights: Weights, states: Array) -> Array:
     """Returns the logits (N, C) of the clusters, for states (N, H)."""
     C = weights.bc.size
@@ -100,7 +100,7 @@ def log_probability_rows(weights: Weights, states: Array, out: Array) -> None:
                 out[n, first + v] = of_cluster[n, c] + ((logits[n, v] - m) - log_sum)
 
 
-@jit
+@jit_apart
 def _order_rows(clusters: Places, targets: Ints, starts: Ints) -> Ints:
     """Returns the rows whose target is in a cluster, cluster by cluster, each in ascending order.
 
@@ -128,7 +128,7 @@ def _order_rows(clusters: Places, targets: Ints, starts: Ints) -> Ints:
     return rows
 
 
-@jit
+@jit_apart
 def _head_log_probabilities(
     logits: Array, of_cluster: Array, clusters: Places, targets: Ints, scale: np.float32, out: Array
 ) -> None:
@@ -168,7 +168,7 @@ def _head_log_probabilities(
             sets[c] -= scale
 
 
-@jit
+@jit_apart
 def _add_log_probabilities(
     logits: Array, rows: Ints, targets: Ints, first: int, scale: np.float32, out: Array
 ) -> None:
@@ -195,7 +195,7 @@ def _add_log_probabilities(
         row[target] -= scale
 
 
-@jit
+@jit_apart
 def _head_backward(
     weights: Weights,
     gradients: Gradients,
@@ -214,7 +214,7 @@ def _head_backward(
     add_rows(of_cluster, gradients.bc)
 
 
-@jit
+@jit_apart
 def _cluster_backward(
     weights: Weights,
     gradients: Gradients,
