@@ -39,6 +39,9 @@ class Resolver:
     async def at_precision(self, found: ResolvedModel, *_: object) -> ResolvedModel:
         return found
 
+    async def require(self, *_: object) -> None:
+        """Waits for no kernel."""
+
 
 @dataclass
 class Handlers:
