@@ -23,7 +23,8 @@ from treadle.model.network.session_state import SessionState
 def compiled():
     modules = [importlib.import_module(f"treadle.kernels.{m.name}")
                for m in pkgutil.iter_modules(treadle.kernels.__path__)]
-    functions = [f for m in modules for f in vars(m).values() if hasattr(f, "nopython_signatures")]
+    functions = [f for m in modules for f in vars(m).values()
+                 if hasattr(f, "nopython_signatures") and not isinstance(f, type)]
     assert len(functions) > 20
     return {(f.__module__, f.__name__, str(s)) for f in functions for s in f.nopython_signatures}
 
