@@ -54,7 +54,8 @@ def choose_clusters(counts: Counts) -> tuple[int, ...]:
     if V < LEAST_VOCABULARY:
         raise ConfigError(
             f"network.softmax 'factored' pays from {LEAST_VOCABULARY:,} tokens on, but the "
-            f"vocabulary has {V:,}: leave it out, or raise tokenizer.max_vocabulary_size",
+            f"vocabulary has {V:,}: leave it out, or have more tokens by another tokenizer.kind "
+            "or a higher tokenizer.max_vocabulary_size",
             "network.softmax",
         )
     step = ALIGNMENT * -(-V // (ALIGNMENT * _MOST_CUTS))

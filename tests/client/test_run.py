@@ -109,6 +109,13 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "the data directory" in server.last_words()
 
 
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    log = tmp_path / "state" / "treadle" / "server.log"
+    with pytest.raises(ServerStartError, match=f"its log {log} cannot be written: Not a directory"):
+        LocalServer("127.0.0.1:0", log).start()
+
+
 def test_the_reason_of_an_older_server_is_not_the_reason_of_a_new_one(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text("treadle-server: the reason of an older server\n", "utf-8")

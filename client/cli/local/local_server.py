@@ -63,9 +63,20 @@ class LocalServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it; it answers soon, and serves once its kernels are compiled."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "ab") as log:
+        """Starts it; it answers soon, and serves once its kernels are compiled.
+
+        Raises:
+            ServerStartError: Its log cannot be written.
+        """
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            log = open(self.log, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise ServerStartError(
+                f"cannot start a server on this machine: its log {self.log} cannot be written: "
+                f"{error.strerror or error}; set XDG_STATE_HOME to another folder"
+            ) from error
+        with log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._words,
