@@ -287,8 +287,11 @@ def specialize(kernel: Function, *arguments: Any) -> Function:
     if PYTHON_MODE:
         return kernel
     compiled: Any = kernel
-    found = compiled.compile(tuple(compiled.typeof_pyval(each) for each in arguments))
-    return cast("Function", found)
+    types = tuple(compiled.typeof_pyval(each) for each in arguments)
+    known = compiled.overloads.get(types)
+    if known is not None:  # `compile` would wait while another thread compiles anything
+        return cast("Function", known.entry_point)
+    return cast("Function", compiled.compile(types))
 
 
 def jit_inline(function: Function) -> Function:

@@ -1,13 +1,18 @@
 """The compile policy: processor, GEMM tile, and cache of compiled kernels."""
 
 import platform
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from llvmlite import binding as llvm
 from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
 
 from treadle.kernels import jit as policy
+from treadle.kernels import loss
 
 WIDE = dict.fromkeys(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), True)
 MIDDLE = dict.fromkeys(("avx2", "fma", "bmi2", "f16c"), True)
@@ -118,3 +123,26 @@ def test_another_word_for_the_target_is_refused(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("TREADLE_CPU_TARGET", word)
         with pytest.raises(ValueError, match=f"must be host or portable, not '{word}'"):
             policy._choose_target()
+
+
+@pytest.mark.jit
+def test_what_is_compiled_is_found_while_another_thread_compiles() -> None:
+    row = np.ones(3, np.float32)
+    total = loss.row_sum(row)
+    compiling = threading.Event()
+    found = threading.Event()
+
+    def compile_something() -> bool:
+        with global_compiler_lock:
+            compiling.set()
+            return found.wait(60)
+
+    with ThreadPoolExecutor() as threads:
+        waited = threads.submit(compile_something)
+        assert compiling.wait(60)
+        finding = threads.submit(policy.specialize, loss.row_sum, row)
+        try:
+            assert finding.result(10)(row) == total
+        finally:
+            found.set()
+        assert waited.result()
