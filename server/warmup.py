@@ -110,15 +110,25 @@ class Warmup:
     ) -> None:
         """Makes the other groups ready as well; the server answers calls meanwhile.
 
+        A group that cannot be made ready counts as ready: calls and jobs that need its kernels get
+        the error, rather than wait for ever.
+
         Args:
             report: As for `run`.
             reached: Called with each group that is ready.
         """
+        failed = False
         for group in KernelGroup:
-            await self._reach(group, report)
+            try:
+                await self._reach(group, report)
+            except Exception:
+                failed = True
+                logger.exception("the kernels of %s cannot be made ready", group.value)
+                self._ready[group].set()
             reached(group)
         if self._compilers is not None:
             self._compilers.close()
+        if self._compilers is not None and not failed:
             took = time.monotonic() - self._began
             logger.info("every kernel is ready after %.1f s", took)
             await asyncio.get_running_loop().run_in_executor(self._thread, note_all_compiled)

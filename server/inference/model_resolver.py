@@ -82,6 +82,8 @@ class ModelResolver:
             await self.require(KernelGroup.INT8)
         if any(getattr(request, name, 0) for name in _DETAILS):
             await self.require(KernelGroup.DETAILS)
+        if getattr(request, "novelty", False) and found.model.novelty is not None:
+            await self.require(KernelGroup.NOVELTY)
         return await self._models.at_precision(found, precision)
 
     async def stored(self, name: str, version: int) -> ResolvedModel:

@@ -148,6 +148,8 @@ def warm(groups):
         if group.name != "INFERENCE":
             while not (gates / group.name).exists():
                 time.sleep(0.02)
+            if fault := (gates / group.name).read_text():
+                raise OSError(fault)
 warmup.warm = warm
 warmup.all_compiled = lambda: True
 warmup._REPORT_S = 0.05
@@ -225,6 +227,40 @@ def test_a_call_that_has_waited_long_is_told_to_come_again(folder: Path) -> None
         assert process.returncode == 0, errors
         assert "a call waits for the kernels of learning" in errors
         assert "Traceback" not in errors
+
+
+def test_kernels_that_cannot_be_made_ready_keep_nothing_waiting(folder: Path) -> None:
+    (folder / "fault").write_text("the disk is full")
+    for group in ("TRAINING", "LEARNING"):
+        (folder / group).hardlink_to(folder / "fault")
+    with late(folder, PATIENCE_S) as (caller, process):
+        assert list(caller.train(tiny_spec("m"), TEXT))[-1].completed.version == 1
+        open_group(folder, "DETAILS", "INT8", "BF16", "NOVELTY")
+        spec = pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m"))
+        text = pb.LearnStreamRequest(predict=pb.TextPiece(text="x"))
+        assert list(caller.stub.LearnStream(iter([spec, text])))
+        wait_for(lambda: caller.info().kernels_total == 0)
+        process.terminate()
+        errors = process.communicate(timeout=PATIENCE_S)[1]
+        assert process.returncode == 0, errors
+        for group in ("training", "learning from a stream"):
+            assert f"the kernels of {group} cannot be made ready" in errors
+        assert errors.count("OSError: the disk is full") == 2
+
+
+def test_novelty_waits_for_its_kernels(folder: Path) -> None:
+    with late(folder, PATIENCE_S) as (caller, _), ThreadPoolExecutor() as threads:
+        open_group(folder, "TRAINING")
+        spec = tiny_spec("m")
+        spec.data.novelty_index = True
+        assert list(caller.train(spec, TEXT))[-1].completed.version == 1
+        request = pb.GenerateRequest(model="m", novelty=True, max_new_tokens=1)
+        waiting = threads.submit(lambda: list(caller.stub.Generate(request)))
+        open_group(folder, "DETAILS", "LEARNING", "INT8", "BF16")
+        assert caller.score("m", ["x"])
+        assert not waiting.done()
+        open_group(folder, "NOVELTY")
+        assert waiting.result(PATIENCE_S)[-1].result.HasField("novelty")
 
 
 def test_a_server_stopped_while_it_compiles_ends_with_0(folder: Path) -> None:
