@@ -32,6 +32,7 @@ from treadle.model import (
     InferencePrecision,
     LimitsConfig,
     Model,
+    ModelError,
     NetworkConfig,
     OptimizerConfig,
     ReportConfig,
@@ -215,7 +216,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, str, Measured]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the measurement; exits with 1 where int8 costs more than is asked."""
+    """Runs the measurement; exits with 1 where int8 costs more than is asked, with 2 on errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -232,9 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{name} {value}" for name, value in describe().items()))
     print(HEAD, flush=True)
     lost = []
-    for source, label, found in measured(options):
-        print(line(source, label, found), flush=True)
-        lost.append(found.lost)
+    try:
+        for source, label, found in measured(options):
+            print(line(source, label, found), flush=True)
+            lost.append(found.lost)
+    except (ModelError, OSError) as error:
+        print(f"int8_loss.py: {error}", file=sys.stderr)
+        return 2
     print(f"\nint8 costs at most {max(lost):.5f} nats; at most {ASKED} are asked for")
     return 0 if all(nats <= ASKED for nats in lost) else 1
 

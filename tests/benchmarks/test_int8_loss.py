@@ -37,6 +37,15 @@ def test_without_a_corpus_there_is_nothing_to_measure(capsys: pytest.CaptureFixt
     assert "give one of --text, --lines, --events, --words" in capsys.readouterr().err
 
 
+def test_a_model_that_is_missing_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("hello")
+    assert int8_loss.main(["--model", str(tmp_path / "none"), "--text", str(text)]) == 2
+    assert capsys.readouterr().err.startswith("int8_loss.py: [Errno 2] No such file")
+
+
 def test_int8_panels_are_about_a_quarter_as_large() -> None:
     model = model_of(hidden_size=64)
     fp32 = product_bytes(model.weights)
