@@ -27,7 +27,7 @@ from treadle.client.cli.transfer.pull import add_pull
 from treadle.client.cli.transfer.push import add_push
 
 if TYPE_CHECKING:
-    from treadle.v1.sequence_pb2 import Model, TrainingRecord
+    from treadle.v1.sequence_pb2 import Model, NetworkSpec, TrainingRecord
 
 _LIMITS = {
     "early_stopping_patience": "early stopping",
@@ -188,18 +188,14 @@ def run_show(args: argparse.Namespace, console: Console) -> None:
 
 def _facts(model: Model) -> list[tuple[str, str]]:
     """Describes a model at length."""
-    from treadle.client.cli.display.progress import duration_text, network_text, size_text
+    from treadle.client.cli.display.progress import duration_text, size_text
     from treadle.client.messages.enums import field_word
 
-    dropout = f", dropout {model.network.dropout!r}" if model.network.dropout else ""
     facts = [
         ("name", model.name),
         ("version", str(model.version)),
         ("stored", _time(model)),
-        (
-            "network",
-            f"{network_text(model.network)}, embedding {model.network.embedding_size}{dropout}",
-        ),
+        ("network", _network(model.network)),
         ("tokens", f"{field_word(model.tokenizer, 'kind')}, {model.vocabulary_size:,} of them"),
         ("unknown symbols", field_word(model.tokenizer, "unknown_policy")),
         ("layout", field_word(model, "layout")),
@@ -222,6 +218,23 @@ def _facts(model: Model) -> list[tuple[str, str]]:
         others = f" and {more:,} more" if more > 0 else ""
         facts.append(("aliases", ", ".join(model.aliases) + others))
     return facts
+
+
+def _network(network: NetworkSpec) -> str:
+    """Describes a network at length."""
+    from treadle.client.cli.display.progress import network_text
+    from treadle.v1.sequence_pb2 import SOFTMAX_FACTORED
+
+    parts = [network_text(network), f"embedding {network.embedding_size}"]
+    if network.dropout:
+        parts.append(f"dropout {network.dropout!r}")
+    if network.output_dropout:
+        parts.append(f"output dropout {network.output_dropout!r}")
+    if network.tied_weights:
+        parts.append("tied weights")
+    if network.softmax == SOFTMAX_FACTORED:
+        parts.append(f"factored softmax, {len(network.softmax_clusters)} clusters")
+    return ", ".join(parts)
 
 
 def _losses(record: TrainingRecord) -> list[tuple[str, str]]:

@@ -548,6 +548,14 @@ class TestModels:
         assert models._ending("max_time_s reached after 9 steps") == "its time limit after 9 steps"
         assert models._ending("the server's limit") == "the server's limit"
         assert "network          lstm 2x128, embedding 64, dropout 0.2\n" in text
+        network = v1.NetworkSpec(
+            cell=v1.CELL_GRU, layers=1, hidden_size=8, embedding_size=8, output_dropout=0.5
+        )
+        network.tied_weights = True
+        network.softmax = v1.SOFTMAX_FACTORED
+        network.softmax_clusters.extend((32, 64))
+        described = "output dropout 0.5, tied weights, factored softmax, 2 clusters"
+        assert models._network(network) == f"gru 1x8, embedding 8, {described}"
         assert service.requests == [v1.GetModelRequest(model="m", version=2)]
         shown: Any = objects(out(server.address, "models", "show", "m", "--json"))[0]
         assert shown["model"]["training"]["ended_by"] == "max_steps"
