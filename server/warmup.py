@@ -15,7 +15,8 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 
 from treadle.model import compiled_for, kernel_folder, kernels_ready, warm
 from treadle.model.kernel_cache import all_compiled, note_all_compiled
@@ -155,7 +156,8 @@ class Warmup:
         if self._closed.is_set():
             return
         if self._compilers is not None:
-            self._compilers.wait(group)
+            with suppress(CancelledError):  # by `close`
+                self._compilers.wait(group)
         if not self._closed.is_set():
             warm([group])
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import grpc
 import pytest
 
 from treadle.model import compiled_for, kernel_folder
+from treadle.model.warmup.groups import KernelGroup
+from treadle.server import warmup
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import (
@@ -270,6 +272,24 @@ def test_a_server_stopped_while_it_compiles_ends_with_0(folder: Path) -> None:
         process.terminate()
         process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0
+
+
+def test_an_end_while_other_processes_compile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = warmup.Warmup()
+
+    class Ended:
+        def __init__(self, count: int) -> None: ...
+
+        def wait(self, group: KernelGroup) -> None:
+            stopped.close()
+            raise CancelledError
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(warmup, "Compilers", Ended)
+    monkeypatch.setattr(warmup, "all_compiled", lambda: False)
+    monkeypatch.setattr(warmup, "warm", lambda groups: pytest.fail("loads kernels after its end"))
+    stopped._load(KernelGroup.INFERENCE)
 
 
 def test_warm_reports_its_progress(folder: Path) -> None:
