@@ -148,11 +148,8 @@ class Warmup:
 
     def _load(self, group: KernelGroup) -> None:
         """Has a group compiled, if need be, and loads it; runs in the thread."""
-        if self._compilers is None and group is KernelGroup.INFERENCE and not all_compiled():
-            try:
-                self._compilers = Compilers(useful_processes())
-            except OSError as error:
-                logger.warning("kernels are compiled by the server itself: %s", error)
+        if self._compilers is None and group is KernelGroup.INFERENCE:
+            self._compilers = _compilers()
         if self._closed.is_set():
             return
         if self._compilers is not None:
@@ -169,11 +166,22 @@ class Warmup:
         self._thread.shutdown(wait=False)
 
 
+def _compilers() -> Compilers | None:
+    """Starts processes that compile; None where nothing is left to compile, or none can start."""
+    if all_compiled():
+        return None
+    try:
+        return Compilers(useful_processes())
+    except OSError as error:
+        logger.warning("this process alone compiles the kernels: %s", error)
+        return None
+
+
 def warm_up() -> None:
     """Compiles every kernel, and prints its progress every few seconds."""
     began = time.monotonic()
     print(f"compiling kernels for {compiled_for()} into {kernel_folder()}", flush=True)
-    compilers = None if all_compiled() else Compilers(useful_processes())
+    compilers = _compilers()
     # A daemon thread, so that Ctrl-C does not wait for the compiler.
     failed: list[BaseException] = []
     worker = threading.Thread(target=_warm, args=(compilers, failed), daemon=True)

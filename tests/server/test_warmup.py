@@ -304,6 +304,27 @@ def test_warm_reports_its_progress(folder: Path) -> None:
         assert process.returncode == 0
 
 
+ALONE = """
+import sys
+from treadle.server import warmup
+def none(count):
+    raise BlockingIOError("no more processes")
+warmup.Compilers = none
+warmup.all_compiled = lambda: False
+warmup.warm = lambda groups: None
+warmup.note_all_compiled = lambda: None
+from treadle.server.cli import main
+sys.exit(main())
+"""
+
+
+def test_one_process_warms_alone_where_no_other_can_be_started() -> None:
+    command = [sys.executable, "-c", ALONE, "--warm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert "this process alone compiles the kernels: no more processes" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("every kernel is ready")
+
+
 def test_ctrl_c_ends_warming_at_once(folder: Path) -> None:
     with slow(folder, "--warm") as process:
         assert process.stdout is not None
