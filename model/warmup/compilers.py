@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections import deque
+from concurrent.futures import Future
 from contextlib import suppress
-from queue import SimpleQueue
 
 from treadle.model.warmup.groups import TASKS, KernelGroup
 
@@ -39,9 +40,9 @@ class Compilers:
         Raises:
             OSError: No process can be started.
         """
-        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._threads = ThreadPoolExecutor(count, "compile")
+        self._left: deque[tuple[str, Future[None]]] = deque()
+        self._taking = threading.Lock()
         self._tasks: dict[KernelGroup, list[Future[None]]] = {}
         try:
             for _ in range(count):
@@ -50,8 +51,11 @@ class Compilers:
             self.close()
             raise
         for group, tasks in TASKS.items():
-            commands = [f"{group.name} {number}\n" for number in range(len(tasks))]
-            self._tasks[group] = [self._threads.submit(self._run, each) for each in commands]
+            self._tasks[group] = [Future() for _ in tasks]
+            for number, task in enumerate(self._tasks[group]):
+                self._left.append((f"{group.name} {number}\n", task))
+        for process in self._processes:
+            threading.Thread(target=self._feed, args=(process,), daemon=True).start()
 
     def wait(self, group: KernelGroup) -> None:
         """Waits until the kernels of a group are on disk.
@@ -63,7 +67,9 @@ class Compilers:
 
     def close(self) -> None:
         """Ends the processes, finished or not."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._taking:
+            while self._left:
+                self._left.pop()[1].cancel()
         for process in self._processes:
             process.kill()
             process.wait()
@@ -83,17 +89,32 @@ class Compilers:
             start_new_session=True,
         )
         self._processes.append(process)
-        self._idle.put(process)
 
-    def _run(self, command: str) -> None:
-        """Has an idle process run a task."""
-        process = self._idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with suppress(OSError, ValueError):  # it has ended, or `close` was called
-            process.stdin.write(command.encode())
-            process.stdout.readline()
-        self._idle.put(process)
+    def _feed(self, process: subprocess.Popen[bytes]) -> None:
+        """Gives a process one task after the other."""
+        while (taken := self._take(process)) is not None:
+            command, task = taken
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(OSError, ValueError):  # it has ended, or `close` was called
+                process.stdin.write(command.encode())
+                process.stdout.readline()
+            task.set_result(None)
+
+    def _take(self, process: subprocess.Popen[bytes]) -> tuple[str, Future[None]] | None:
+        """Takes the next task for a process.
+
+        One that has ended gets none, as long as another one has not: it would seem to do all that
+        are left at once.
+
+        Returns:
+            The command and the task; None if there is none for it.
+        """
+        with self._taking:
+            ended = process.poll() is not None
+            if not self._left or (ended and any(each.poll() is None for each in self._processes)):
+                return None
+            return self._left.popleft()
 
 
 def obey() -> None:

@@ -63,6 +63,37 @@ def test_processes_end_with_what_started_them(done: Path) -> None:
     started.close()
 
 
+def test_a_process_that_was_killed_gets_no_tasks(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Compilers._start
+
+    def start_and_kill(self: Compilers) -> None:
+        start(self)
+        if len(self._processes) == 1:
+            self._processes[0].kill()
+            self._processes[0].wait()
+
+    monkeypatch.setattr(Compilers, "_start", start_and_kill)
+    started = Compilers(2)
+    other = started._processes[1].pid
+    for group in KernelGroup:
+        started.wait(group)
+        for number in range(len(groups.TASKS[group])):
+            assert (done / f"{group.name}-{number}").read_text() == f"{other}\n"
+    started.close()
+
+
+def test_where_every_process_was_killed_nothing_waits(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilers, "_PROGRAM", "")  # ends at once
+    started = Compilers(2)
+    for group in KernelGroup:
+        started.wait(group)
+    started.close()
+
+
 def test_a_process_ends_with_its_input(done: Path) -> None:
     started = Compilers(1)
     (process,) = started._processes
