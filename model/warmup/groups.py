@@ -45,14 +45,14 @@ class KernelGroup(Enum):
     """Generating and scoring in float32, with every cell and every setting but those below."""
     TRAINING = "training"
     """Training in float32, with every cell and optimizer."""
+    BF16 = "bfloat16"
+    """Training in bfloat16, which AUTO measures; nothing where the processor lacks it."""
     DETAILS = "ranks, alternatives and the best of several texts"
     """Ranks and alternatives of tokens in generating and scoring, and beam search."""
     LEARNING = "learning from a stream"
     """Online learning."""
     INT8 = "int8"
-    """Inference in int8, with all of the above."""
-    BF16 = "bfloat16"
-    """Training in bfloat16; nothing where the processor lacks it."""
+    """Inference in int8, also with ranks, alternatives and beam search."""
     NOVELTY = "novelty"
     """Indexing a corpus, and finding the longest match in it."""
 
@@ -165,10 +165,10 @@ def _novelty() -> None:
 TASKS: dict[KernelGroup, tuple[Callable[[], None], ...]] = {
     KernelGroup.INFERENCE: (_cells, _generation, _scores),
     KernelGroup.TRAINING: (_gradients, _training),
+    KernelGroup.BF16: (_bf16,),
     KernelGroup.DETAILS: (_details,),
     KernelGroup.LEARNING: (_learning,),
     KernelGroup.INT8: (_int8,),
-    KernelGroup.BF16: (_bf16,),
     KernelGroup.NOVELTY: (_novelty,),
 }
 """What calls the kernels of each group."""
