@@ -116,7 +116,8 @@ def run(name: str, threads: int = 1) -> dict[str, Any]:
     model = train(
         TEXT, config, threads, on_progress=lambda progress: reports.append(reported(progress))
     )
-    return {"reports": reports, **dict(results_of(model))}
+    size = model.vocabulary_size
+    return {"reports": reports, "vocabulary_size": size, **dict(results_of(model))}
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def test_runs_say_something(results: dict[str, Any]) -> None:
     for name, cell in cells.items():
         step, sample, train_loss, valid_loss, norm = cell["reports"][-1]
         assert step == small_run.CONFIGS[name].limits.max_steps
-        assert len(sample) == 80
-        uniform = np.log(32)
+        assert len(sample) >= 80
+        uniform = np.log(cell["vocabulary_size"])
         assert 0 < float.fromhex(train_loss) < uniform
         assert 0 < float.fromhex(valid_loss) < uniform
         assert float.fromhex(norm) > 0
