@@ -86,9 +86,10 @@ UNNAMED = {
     "offset",
     "end",
     "return_state",
-    # Ids are for programs.
+    # Ids are for programs; a server chooses clusters by the corpus.
     "prompt_tokens",
     "tokens",
+    "softmax_clusters",
     # `chat` samples one text from each typed line, and prints nothing but the text.
     "n",
     "echo",
