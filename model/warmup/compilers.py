@@ -108,7 +108,7 @@ class Compilers:
         are left at once.
 
         Returns:
-            The command and the task; None if there is none for it.
+            The command and the task; None where it gets no task.
         """
         with self._taking:
             ended = process.poll() is not None

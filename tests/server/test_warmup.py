@@ -193,18 +193,18 @@ def test_calls_wait_for_the_kernels_that_they_need(folder: Path) -> None:
         assert list(training)[-1].completed.version == 1
         assert caller.generate("m")  # while others wait
         ranks = pb.GenerateRequest(model="m", ranks=True, max_new_tokens=1)
-        waiting = threads.submit(lambda: list(caller.stub.Generate(ranks)))
+        waiting = threads.submit(lambda: list(caller.stub.Generate(ranks, timeout=PATIENCE_S)))
         int8 = pb.ScoreRequest(
             model="m", texts=["x"], inference_precision=pb.INFERENCE_PRECISION_INT8
         )
-        second = threads.submit(caller.stub.Score, int8)
+        second = threads.submit(caller.stub.Score, int8, timeout=PATIENCE_S)
         assert caller.score("m", ["x"])
         assert caller.info().kernels_total
         assert not waiting.done()
-        open_group(folder, "DETAILS")
+        open_group(folder, "BF16", "DETAILS")
         assert waiting.result(PATIENCE_S)
         assert not second.done()
-        open_group(folder, "LEARNING", "INT8", "BF16", "NOVELTY")
+        open_group(folder, "LEARNING", "INT8", "NOVELTY")
         assert second.result(PATIENCE_S)
         wait_for(lambda: caller.info().kernels_total == 0)
 
@@ -237,7 +237,7 @@ def test_kernels_that_cannot_be_made_ready_keep_nothing_waiting(folder: Path) ->
         (folder / group).hardlink_to(folder / "fault")
     with late(folder, PATIENCE_S) as (caller, process):
         assert list(caller.train(tiny_spec("m"), TEXT))[-1].completed.version == 1
-        open_group(folder, "DETAILS", "INT8", "BF16", "NOVELTY")
+        open_group(folder, "BF16", "DETAILS", "INT8", "NOVELTY")
         spec = pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m"))
         text = pb.LearnStreamRequest(predict=pb.TextPiece(text="x"))
         assert list(caller.stub.LearnStream(iter([spec, text])))
@@ -257,8 +257,8 @@ def test_novelty_waits_for_its_kernels(folder: Path) -> None:
         spec.data.novelty_index = True
         assert list(caller.train(spec, TEXT))[-1].completed.version == 1
         request = pb.GenerateRequest(model="m", novelty=True, max_new_tokens=1)
-        waiting = threads.submit(lambda: list(caller.stub.Generate(request)))
-        open_group(folder, "DETAILS", "LEARNING", "INT8", "BF16")
+        waiting = threads.submit(lambda: list(caller.stub.Generate(request, timeout=PATIENCE_S)))
+        open_group(folder, "BF16", "DETAILS", "LEARNING", "INT8")
         assert caller.score("m", ["x"])
         assert not waiting.done()
         open_group(folder, "NOVELTY")
