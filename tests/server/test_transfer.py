@@ -79,7 +79,8 @@ def stored_names(server: Server) -> list[str]:
 
 
 def left_over(server: Server) -> list[Path]:
-    return list((server.data_dir / "tmp").iterdir())
+    """Returns what unfinished transfers left; the file of the clock comes and goes by itself."""
+    return [path for path in (server.data_dir / "tmp").iterdir() if path.name != "clock"]
 
 
 # ------------------------------------------------------------------------ both ways
