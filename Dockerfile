@@ -6,8 +6,8 @@
 # Port 50051 speaks gRPC, and port 8080 HTTP. Without 127.0.0.1 a port is open to all who reach the
 # machine. docs/security.md shows how to serve a network, with TLS and tokens.
 #
-# Both stages keep the environment at the same path, because compiled kernels are found by the
-# path and the modification time of their source.
+# Both stages keep the environment at the same path, because its programs name the path of their
+# Python.
 
 FROM docker.io/library/python:3.11-slim-bookworm AS build
 

@@ -4,8 +4,7 @@
         [--tokens 1000000] [--batch 32x35] [--steps 15] [--clusters 2048,4096]
 
 For each corpus it prints, for an LSTM, the milliseconds of CPU of a training step with either
-softmax, medians of steps that take turns, and their ratio; the share of a step that the full
-output layer takes, as the time that a step saves without one; and the loss of the validation part
+softmax, medians of steps that take turns, and their ratio; and the loss of the validation part
 after the same number of tokens, with the same seed. The loss has the same bits on any machine.
 """
 
