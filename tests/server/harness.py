@@ -222,10 +222,16 @@ class Server:
         return self.log_path.read_text()
 
     def workers(self) -> list[int]:
-        """Returns the ids of the server's child processes."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        children = ((task / "children").read_text().split() for task in tasks.iterdir())
-        return [int(pid) for pids in children for pid in pids]
+        """Returns the ids of the server's child processes.
+
+        A new one may still be a copy of the server, whose program, variables and niceness
+        it has until it runs its own: wait for these.
+        """
+        found = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end meanwhile
+                found += [int(pid) for pid in (task / "children").read_text().split()]
+        return found
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal, waits for the end and returns the exit code."""

@@ -7,6 +7,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,19 @@ def test_everything_answers_while_a_model_trains(start: Start) -> None:
     assert caller.score("small", ["the fox"]).scores
     assert done_models(caller) == ["small"]
     assert caller.info().training_running == 1
-    assert all(niceness(pid) > niceness(server.process.pid) for pid in server.workers())
+    wait_for(lambda: all(niceness(p) > niceness(server.process.pid) for p in server.workers()))
     cancel(running)
 
 
 def standing_by(server: Server) -> list[int]:
     """Returns the processes that wait for a job, or for which a job waited not."""
-    commands = ((pid, Path(f"/proc/{pid}/cmdline")) for pid in server.workers())
-    return [pid for pid, path in commands if is_running(pid) and b"--warm" in path.read_bytes()]
+    found = []
+    for pid in server.workers():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if is_running(pid) and b"--warm" in command:
+                found.append(pid)
+    return found
 
 
 def test_a_killed_standby_process_is_replaced(start: Start) -> None:

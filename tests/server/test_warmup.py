@@ -340,6 +340,15 @@ def kernel_files(folder: Path) -> set[tuple[str, int]]:
     return {(path.name, path.stat().st_mtime_ns) for path in folder.rglob("*.nb?")}
 
 
+def wait_for_variable(process: int, variable: bytes) -> None:
+    """Waits for a variable, NAME=VALUE, of a process.
+
+    It has other variables, or none, until its own program has begun.
+    """
+    variables = Path(f"/proc/{process}/environ")
+    wait_for(lambda: variable in variables.read_bytes().split(b"\0"))
+
+
 @as_root
 def test_one_copy_of_the_kernels_serves_a_server_and_its_workers(
     start: Start, folder: Path, tmp_path: Path
@@ -365,8 +374,7 @@ def test_one_copy_of_the_kernels_serves_a_server_and_its_workers(
         job = first_progress(running).job
         wait_for(lambda s=server: len(s.workers()) == 2)  # type: ignore[misc]
         for worker in server.workers():
-            variables = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-            assert f"NUMBA_CACHE_DIR={copy}".encode() in variables
+            wait_for_variable(worker, f"NUMBA_CACHE_DIR={copy}".encode())
         server.caller.stub.CancelJob(pb.CancelJobRequest(job=job))
         wait_for(lambda s=server: s.caller.info().training_running == 0)  # type: ignore[misc]
         assert list(folder.glob("treadle-kernels-*")) == [copy]
