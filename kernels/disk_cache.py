@@ -12,6 +12,10 @@ It takes the place of Numba's own cache, which
 - holds the path of the sources, so that no two installations share it.
 
 A file that is damaged counts as missing.
+
+Numba's own way of loading also prepares for callers that are compiled later and link a copy of the
+code: it reads the bitcode and registers everything that Numba can compile, which takes longer than
+all else. Here that waits until a caller is compiled.
 """
 
 from __future__ import annotations
@@ -32,9 +36,12 @@ from typing import Any, Protocol
 import llvmlite
 import numba
 import numpy as np
+from llvmlite import binding as llvm
 from numba.core import sigutils
 from numba.core.caching import _Cache
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -95,7 +102,6 @@ class DiskCache(_Cache):  # type: ignore[misc]
         """Returns the compiled form for some types; None where the disk lacks it."""
         if not self._enabled:
             return None
-        target_context.refresh()
         path = self._path(sig, target_context.codegen())
         data = _read(path)
         if data is None:
@@ -108,7 +114,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
         arguments, _ = sigutils.normalize_signature(sig)
         if not self._kernel.load_callees(arguments, callees):
             return None
-        return CompileResult._rebuild(target_context, *parts)
+        return _load(target_context, parts)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keeps a compiled form."""
@@ -154,6 +160,72 @@ class DiskCache(_Cache):  # type: ignore[misc]
         key = ([str(kind) for kind in arguments], codegen.magic_tuple(), self._state)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:_DIGITS]
         return self._folder / f"{self._name}-{digest}.nbc"
+
+
+class _Library(JITCodeLibrary):  # type: ignore[misc]
+    """Code that was compiled before."""
+
+    def __init__(
+        self, codegen: Any, name: str, object_code: bytes, bitcode: bytes, entry: str
+    ) -> None:
+        """Makes the code ready to be called.
+
+        Args:
+            codegen: what links it.
+            name: its name.
+            object_code: the code itself.
+            bitcode: the same in a form that callers copy.
+            entry: the name of the function that Python calls.
+        """
+        super().__init__(codegen, name)
+        self._bitcode = bitcode
+        self._linkable: Any = None
+        self.enable_object_caching()
+        self._set_compiled_object(object_code)
+        self._finalize_final_module()
+        codegen._engine._defined_symbols.add(entry)
+
+    def _get_module_for_linking(self) -> Any:
+        """Returns the bitcode, for a caller that is compiled."""
+        if self._linkable is None:
+            self._linkable = llvm.parse_bitcode(self._bitcode)
+        return self._linkable
+
+
+def _load(context: Any, parts: tuple[Any, ...]) -> Any:
+    """Returns a compiled form as Numba had it when it was compiled.
+
+    Args:
+        context: Numba's, of this processor.
+        parts: what `CompileResult._reduce` returned.
+    """
+    library, described, environment, signature, is_object_mode, lifted, text, begin, others = parts
+    for function in begin:
+        function()
+    rtsys.initialize(context)
+    name, _, (object_code, bitcode) = library
+    entry = described.llvm_cpython_wrapper_name
+    code = _Library(context.codegen(), name, object_code, bitcode, entry)
+    compiled = CompileResult(
+        target_context=context,
+        typing_context=context.typing_context,
+        library=code,
+        environment=environment,
+        entry_point=context.get_executable(code, described, environment),
+        fndesc=described,
+        type_annotation=text,
+        signature=signature,
+        objectmode=is_object_mode,
+        lifted=lifted,
+        typing_error=None,
+        call_helper=None,
+        metadata=None,
+        reload_init=begin,
+        referenced_envs=others,
+    )
+    for other in others:
+        code.codegen.set_env(other.env_name, other)
+    return compiled
 
 
 def _read(path: Path) -> bytes | None:
