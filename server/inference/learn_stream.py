@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from treadle.model import Model
+from treadle.model import InferencePrecision, Model
 from treadle.model.errors import ModelError
 from treadle.model.online.learner import Learner
 from treadle.model.online.memory_estimate import snapshot_bytes
@@ -131,7 +131,13 @@ class LearnStream:
         )
         scoring = self.learner.feed(text, end, learn)
         try:
-            yield from write_piece(self.reply.piece, scoring, self.learner.take_tokens, growth)
+            yield from write_piece(
+                self.reply.piece,
+                scoring,
+                self.learner.take_tokens,
+                growth,
+                InferencePrecision.FP32,
+            )
         except ModelError as error:
             raise from_model(error, field) from error
 

@@ -307,7 +307,9 @@ def _embed(
         try:
             for embedding in embedder.embedding(text):
                 if embedding is not None:
-                    reply.embeddings.append(responses.embedding(embedding, request.all_layers))
+                    reply.embeddings.append(
+                        responses.embedding(embedding, request.all_layers, model.trained.precision)
+                    )
                 yield
         except ModelError as error:
             raise from_model(error, f"texts[{index}]") from error
@@ -365,7 +367,7 @@ class _ScoreCall:
     def _add(self, scored: TextScore) -> Iterator[None]:
         """Adds a score to the reply, in short steps."""
         message = self._reply.scores.add()
-        message.MergeFrom(responses.summary(scored))
+        message.MergeFrom(responses.summary(scored, self._model.trained.precision))
         if self._request.return_states and scored.state is not None:
             message.state = self._states.write(self._model, scored.state)
         tokens = scored.each_token() if self._asked.tokens else iter(())

@@ -124,7 +124,13 @@ class ScoreStream:
         )
         steps = scorer.feed(text, end)
         try:
-            yield from write_piece(self.reply.piece, steps, scorer.take_tokens, growth)
+            yield from write_piece(
+                self.reply.piece,
+                steps,
+                scorer.take_tokens,
+                growth,
+                self._resolved.model.trained.precision,
+            )
         except ModelError as error:
             raise from_model(error, "piece.text") from error
 
@@ -146,13 +152,14 @@ class ScoreStream:
                 raise fault from error
             self.take_back(error)
             dropped = stream_error(fault)
+        precision = self._resolved.model.trained.precision
         result = pb.ScoreStreamResult(
-            total=responses.summary(scorer.total),
+            total=responses.summary(scorer.total, precision),
             item_count=scorer.item_count,
             version=self._resolved.version,
             job_step=self._resolved.job_step,
             error=dropped,
-            inference_precision=precision_number(self._resolved.model.trained.precision),
+            inference_precision=precision_number(precision),
         )
         if self._returns_state:
             result.state = self._states.write(self._resolved.model, scorer.state)

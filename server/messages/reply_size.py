@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from treadle.model.enums import InferencePrecision
 from treadle.model.scoring.scores import PieceScore
 from treadle.model.scoring.token_score import TokenScore
 from treadle.server.errors import invalid
@@ -91,6 +92,7 @@ def write_piece(
     scoring: Iterator[PieceScore | None],
     take_tokens: Callable[[], tuple[TokenScore, ...]],
     growth: ReplyGrowth,
+    precision: InferencePrecision,
 ) -> Iterator[None]:
     """Writes the score of a piece into a message, in short steps.
 
@@ -99,6 +101,7 @@ def write_piece(
         scoring: Scores the piece in steps, and yields its score at the end.
         take_tokens: Returns the tokens that were scored since its last call.
         growth: Counts the bytes of the message.
+        precision: The precision of the network that scores.
 
     Raises:
         StatusError: See `ReplyGrowth.add`.
@@ -107,6 +110,6 @@ def write_piece(
     for scored in scoring:
         growth.add(responses.add_tokens(message, take_tokens()))
         if scored is not None:
-            message.MergeFrom(responses.piece_score(scored))
+            message.MergeFrom(responses.piece_score(scored, precision))
         yield
     growth.add(message.ByteSize() + TAG_BYTES - growth.size)

@@ -11,10 +11,12 @@ from treadle.model.config import TrainConfig
 from treadle.server.errors import StatusError, damaged, job_damaged, shorten
 from treadle.server.messages.enums import job_state
 from treadle.server.messages.fields import fill
+from treadle.server.messages.inference_precision import precision_number
 from treadle.server.messages.list_truncation import shorten_item
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
+    from treadle.model.enums import InferencePrecision
     from treadle.model.generation.output import Piece
     from treadle.model.scoring.embedder import Embedding
     from treadle.model.scoring.scores import PieceScore, Summary
@@ -292,8 +294,13 @@ def add_tokens(
     return grown
 
 
-def summary(score: Summary) -> pb.TextScore:
-    """Returns the score of tokens together, without the tokens."""
+def summary(score: Summary, precision: InferencePrecision) -> pb.TextScore:
+    """Returns the score of tokens together, without the tokens.
+
+    Args:
+        score: The score.
+        precision: The precision of the network that made it.
+    """
     return pb.TextScore(
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
@@ -302,20 +309,36 @@ def summary(score: Summary) -> pb.TextScore:
         mean_nats=score.mean_nats,
         perplexity=score.perplexity,
         bits_per_character=score.bits_per_character,
+        inference_precision=precision_number(precision),
     )
 
 
-def piece_score(score: PieceScore) -> pb.PieceScore:
-    """Returns the score of a piece of a stream."""
+def piece_score(score: PieceScore, precision: InferencePrecision) -> pb.PieceScore:
+    """Returns the score of a piece of a stream.
+
+    Args:
+        score: The score.
+        precision: The precision of the network that made it.
+    """
     return pb.PieceScore(
         total_log_probability=score.total_log_probability,
         token_count=score.token_count,
         tokens=map(token, score.tokens),
-        whole=None if score.whole is None else summary(score.whole),
+        whole=None if score.whole is None else summary(score.whole, precision),
     )
 
 
-def embedding(made: Embedding, all_layers: bool) -> pb.Embedding:
-    """Returns the vector of a text: the state of the last layer or of all layers."""
+def embedding(made: Embedding, all_layers: bool, precision: InferencePrecision) -> pb.Embedding:
+    """Returns the vector of a text: the state of the last layer or of all layers.
+
+    Args:
+        made: The states.
+        all_layers: Whether to return those of all layers.
+        precision: The precision of the network that made them.
+    """
     states = made.states if all_layers else made.states[-1]
-    return pb.Embedding(values=states.reshape(-1).tolist(), token_count=made.token_count)
+    return pb.Embedding(
+        values=states.reshape(-1).tolist(),
+        token_count=made.token_count,
+        inference_precision=precision_number(precision),
+    )

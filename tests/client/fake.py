@@ -421,10 +421,11 @@ class FakeService(FakeTravel, FakeFiles):
         self._begin(request, context)
         _refuse_fault(request, context)
         scores = [a_score(text, request) for text in request.texts]
+        precision = request.inference_precision or self.precision
         for text, score in zip(request.texts, scores, strict=True):
+            score.inference_precision = precision
             if request.return_states:
                 score.state = request.state + request.context.encode() + text.encode()
-        precision = request.inference_precision or self.precision
         return v1.ScoreResponse(scores=scores, version=7, inference_precision=precision)
 
     def ScoreStream(  # noqa: N802
@@ -447,6 +448,8 @@ class FakeService(FakeTravel, FakeFiles):
             yield v1.ScoreStreamResponse(piece=a_piece_score(piece, whole, spec))
             whole = "" if piece.end else whole
         result = v1.ScoreStreamResult(total=a_score(every), item_count=items, version=7)
+        result.inference_precision = spec.inference_precision or self.precision
+        result.total.inference_precision = result.inference_precision
         if spec.return_state:
             result.state = spec.state + whole.encode()
         yield v1.ScoreStreamResponse(result=result)
@@ -498,13 +501,18 @@ class FakeService(FakeTravel, FakeFiles):
         self._begin(request, context)
         _refuse_fault(request, context)
         layers = 2 if request.all_layers else 1
+        precision = request.inference_precision or self.precision
         return v1.EmbedResponse(
             embeddings=[
-                v1.Embedding(values=[0.5, -0.25] * layers, token_count=len(text))
+                v1.Embedding(
+                    values=[0.5, -0.25] * layers,
+                    token_count=len(text),
+                    inference_precision=precision,
+                )
                 for text in request.texts
             ],
             version=7,
-            inference_precision=request.inference_precision or self.precision,
+            inference_precision=precision,
         )
 
     def ListModels(  # noqa: N802

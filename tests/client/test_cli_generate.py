@@ -89,6 +89,16 @@ def test_a_precision_is_given_once_and_reported(server: FakeServer, service: Fak
     assert "precision      fp32\n" in out(server.address, "info")
 
 
+def test_objects_tell_the_precision(server: FakeServer) -> None:
+    scored = objects(out(server.address, "score", "m", "--text", "a", "--json", "--int8"))
+    embedded = objects(out(server.address, "embed", "m", "a", "--int8"))
+    for row in (*scored, *embedded):
+        assert row["inference_precision"] == "int8"
+    words = ("score-stream", "m", "--json", "--int8")
+    streamed = objects(out(server.address, *words, data=b"a\nb\n"))
+    assert streamed[-1]["total"]["inference_precision"] == "int8"
+
+
 def test_ranks_and_alternatives_are_printed_next_to_the_text(server: FakeServer) -> None:
     done = run(server.address, "generate", "m", "--ranks", "--top", "2")
     assert done.stdout == b"ello\n"
@@ -191,7 +201,12 @@ def test_the_index_is_asked_for(server: FakeServer, service: FakeService) -> Non
 
 def test_vectors(server: FakeServer, service: FakeService, tmp_path: Path) -> None:
     (first, second) = objects(out(server.address, "embed", "m", "--all-layers", "abc", "d"))
-    assert first == {"text": "abc", "values": [0.5, -0.25, 0.5, -0.25], "token_count": 3}
+    assert first == {
+        "text": "abc",
+        "values": [0.5, -0.25, 0.5, -0.25],
+        "token_count": 3,
+        "inference_precision": "unspecified",  # an older server does not tell it
+    }
     assert second["token_count"] == 1
     path = tmp_path / "lines"
     path.write_bytes(b"one\n\nthree\n")

@@ -319,6 +319,9 @@ class TestScore:
             list(make("m", texts, inference_precision="fp32"))
             asked = {request.inference_precision for request in service.requests}
             assert asked == {v1.INFERENCE_PRECISION_FP32}
+        assert client.score_text("m", "x").inference_precision == v1.INFERENCE_PRECISION_INT8
+        (vector,) = client.embeddings("m", "x")
+        assert vector.inference_precision == v1.INFERENCE_PRECISION_INT8
         with pytest.raises(InputError, match="it is one of fp32, int8"):
             client.generate("m", inference_precision="bf16")  # type: ignore[arg-type]
 

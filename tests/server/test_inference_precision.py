@@ -85,9 +85,27 @@ def test_every_result_reports_the_precision(ask: Caller, asked: Any, reported: A
     assert result_of(ask.generate("m", **ASKED, **fields)).inference_precision == reported
     search: dict[str, Any] = {"best_of": 3, "max_new_tokens": 5}
     assert result_of(ask.generate("m", **search, **fields)).inference_precision == reported
-    assert ask.score("m", [PROMPT], **fields).inference_precision == reported
-    assert streamed(ask, PROMPT, **fields)[1].inference_precision == reported
-    assert embedded(ask, **fields).inference_precision == reported
+    scored = ask.score("m", [PROMPT], **fields)
+    streamed_score = streamed(ask, PROMPT, **fields)[1]
+    vectors = embedded(ask, **fields)
+    for reply in (scored, streamed_score, vectors):
+        assert reply.inference_precision == reported
+    for one in (scored.scores[0], streamed_score.total, vectors.embeddings[0]):
+        assert one.inference_precision == reported
+
+
+def test_a_whole_item_reports_the_precision(ask: Caller) -> None:
+    piece = pb.TextPiece(text=PROMPT, end=True)
+    spec = pb.ScoreStreamSpec(model="m", inference_precision=INT8)
+    scoring = [pb.ScoreStreamRequest(spec=spec), pb.ScoreStreamRequest(piece=piece)]
+    scored = next(ask.stub.ScoreStream(iter(scoring), timeout=PATIENCE_S)).piece
+    assert scored.whole.inference_precision == INT8
+    learning = [
+        pb.LearnStreamRequest(spec=pb.LearnStreamSpec(model="m")),
+        pb.LearnStreamRequest(learn=piece),
+    ]
+    learned = next(ask.stub.LearnStream(iter(learning), timeout=PATIENCE_S)).piece
+    assert learned.whole.inference_precision == FP32
 
 
 def test_the_server_computes_what_the_model_computes(precise: Server) -> None:

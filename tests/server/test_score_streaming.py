@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from treadle.model.enums import InferencePrecision
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ResolvedModel
@@ -70,7 +71,7 @@ def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
 
     score = tiny_model().score("ab", TEXT, details=Details(ranks=True))
     one = pb.ScoreResponse().scores.add()
-    one.MergeFrom(responses.summary(score))
+    one.MergeFrom(responses.summary(score, InferencePrecision.FP32))
     responses.add_tokens(one, score.tokens)
     assert steps(100) - steps(1) < len(TEXT) / 64 * 5
 

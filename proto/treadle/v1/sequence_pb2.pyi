@@ -3111,6 +3111,7 @@ class TextScore(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     total_log_probability: _builtins.float
     """Sum of the log-probabilities of the scored tokens, in nats."""
     token_count: _builtins.int
@@ -3132,6 +3133,10 @@ class TextScore(_message.Message):
     """The state after the text, if it was requested; see GenerateResult."""
     unknown_count: _builtins.int
     """Scored tokens that are the unknown token."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed. LearnStream computes in
+    INFERENCE_PRECISION_FP32.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The scored tokens, if they were requested."""
@@ -3148,10 +3153,11 @@ class TextScore(_message.Message):
         tokens: _abc.Iterable[Global___Token] | None = ...,
         state: _builtins.bytes = ...,
         unknown_count: _builtins.int = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "mean_nats", b"mean_nats", "perplexity", b"perplexity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "state", b"state", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "unknown_count", b"unknown_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character", "_mean_nats", b"_mean_nats", "_perplexity", b"_perplexity", "bits_per_character", b"bits_per_character", "character_count", b"character_count", "inference_precision", b"inference_precision", "mean_nats", b"mean_nats", "perplexity", b"perplexity", "state", b"state", "token_count", b"token_count", "tokens", b"tokens", "total_log_probability", b"total_log_probability", "unknown_count", b"unknown_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bits_per_character: _TypeAlias = _typing.Literal["bits_per_character"]  # noqa: Y015
     _WhichOneofArgType__bits_per_character: _TypeAlias = _typing.Literal["_bits_per_character", b"_bits_per_character"]  # noqa: Y015
@@ -3870,8 +3876,11 @@ class Embedding(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
     token_count: _builtins.int
     """Tokens of the text."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computed."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The hidden state after the text's last token: hidden_size numbers per
@@ -3883,10 +3892,11 @@ class Embedding(_message.Message):
         *,
         values: _abc.Iterable[_builtins.float] | None = ...,
         token_count: _builtins.int = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_count", b"token_count", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inference_precision", b"inference_precision", "token_count", b"token_count", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
