@@ -56,6 +56,7 @@ from treadle.benchmarks.scenarios.report import (
 from treadle.benchmarks.scenarios.server import ServerProcess, StartError
 from treadle.benchmarks.scenarios.target import SCENARIOS, Scenario, Target
 from treadle.benchmarks.scenarios.watchers import Watcher
+from treadle.benchmarks.script import input_file
 
 MODULES = (
     memory_attacks,
@@ -149,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=input_file,
         nargs=2,
         metavar=("BEFORE", "AFTER"),
         help="print a table of two such files instead",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import exit_code, input_file
 from treadle.model import Trainer
 from treadle.model.config import (
     DataConfig,
@@ -127,8 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("corpus", type=Path, nargs="*", help="one long text each")
-    parser.add_argument("--lines", type=Path, nargs="*", default=[], help="one item per line each")
+    parser.add_argument("corpus", type=input_file, nargs="*", help="one long text each")
+    parser.add_argument(
+        "--lines", type=input_file, nargs="*", default=[], help="one item per line each"
+    )
     parser.add_argument("--tokens", type=_numbers, default=_numbers(TOKENS))
     parser.add_argument("--shapes", type=_shapes, default=_shapes(SHAPES))
     parser.add_argument("--units", type=_numbers, default=[128])
@@ -157,4 +160,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

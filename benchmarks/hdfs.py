@@ -20,11 +20,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from treadle.benchmarks.channels import THIS_MACHINE
+from treadle.benchmarks.script import input_file
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -135,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("train", type=input_file)
+    parser.add_argument("test", type=input_file)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--hidden-size", type=int, default=64)
     options = parser.parse_args(arguments)

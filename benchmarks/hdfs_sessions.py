@@ -18,11 +18,13 @@ import argparse
 import collections
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from treadle.benchmarks.script import input_file
 
 
 def _scalar(kind: np.dtype[Any], data: bytes) -> Any:
@@ -60,12 +62,12 @@ def convert(source: Path, target: Path, numbers: dict[str, int]) -> None:
             print(json.dumps(record, separators=(",", ":")), file=lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Converts both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("train", type=Path, metavar="session_train.pkl")
-    parser.add_argument("test", type=Path, metavar="session_test.pkl")
-    files = parser.parse_args()
+    parser.add_argument("train", type=input_file, metavar="session_train.pkl")
+    parser.add_argument("test", type=input_file, metavar="session_test.pkl")
+    files = parser.parse_args(arguments)
     numbers: dict[str, int] = {}
     convert(files.train, Path("hdfs100k_train.jsonl"), numbers)
     convert(files.test, Path("hdfs100k_test.jsonl"), numbers)

@@ -23,6 +23,7 @@ from pathlib import Path
 import grpc
 
 from treadle.benchmarks.channels import THIS_MACHINE
+from treadle.benchmarks.script import input_file
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("text", type=Path)
+    parser.add_argument("text", type=input_file)
     parser.add_argument("--megabytes", type=float, default=200.0)
     parser.add_argument("--layout", choices=("text", "lines"), default="text")
     parser.add_argument("--tokenizer", default="characters")

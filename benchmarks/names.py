@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import exit_code, input_file
 from treadle.benchmarks.shakespeare import summary
 from treadle.model import Model, Trainer
 from treadle.model.config import DataConfig, LimitsConfig, ReportConfig, TrainConfig
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", type=Path)
+    parser.add_argument("names", type=input_file)
     parser.add_argument("--train-for", type=float, default=60.0, metavar="SECONDS")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
@@ -92,4 +93,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -9,10 +9,12 @@ Chen and Goodman 1999, section 2.6), counted on the first 90 % of a file and mea
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
+from collections.abc import Sequence
+
+from treadle.benchmarks.script import input_file
 
 
 def count(text: str, order: int) -> list[dict[str, Counter[str]]]:
@@ -39,10 +41,16 @@ def probability(tables: list[dict[str, Counter[str]]], context: str, symbol: str
     return p
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the mean loss of the validation part."""
-    path = Path(sys.argv[1])
-    order = int(sys.argv[2])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("text", type=input_file)
+    parser.add_argument("order", type=int, help="characters of the longest context, and one")
+    options = parser.parse_args(arguments)
+    path = options.text
+    order = options.order
     text = path.read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)
     tables = count(text[:cut], order)

@@ -24,12 +24,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 
 from treadle.benchmarks.channels import THIS_MACHINE
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import input_file
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -165,7 +165,7 @@ def report(means: list[list[float]], seconds: list[float], heads: list[str], cha
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, streams and prints a table."""
     parser = argparse.ArgumentParser(description="what learning from a stream brings")
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=input_file)
     parser.add_argument("--change", choices=CHANGES, default="permuted")
     parser.add_argument("--steps", type=int, default=2000, help="of training")
     parser.add_argument("--characters", type=int, default=100_000, metavar="OF_EACH_HALF")

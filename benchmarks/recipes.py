@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import exit_code, input_file
 from treadle.kernels.jit import BF16_MISSING
 from treadle.kernels.optimizers import adam
 from treadle.model.config import NetworkConfig, TokenizerConfig
@@ -364,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=input_file)
     parser.add_argument("--ingredients", default=",".join(INGREDIENTS))
     parser.add_argument("--base", type=_given, default={}, metavar="NAME=VALUE,...")
     parser.add_argument("--tokens", type=int, default=1_500_000)
@@ -392,4 +393,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import exit_code, input_file
 from treadle.model import Model, Trainer
 from treadle.model.config import LimitsConfig, OptimizerConfig, ReportConfig, TrainConfig
 from treadle.model.enums import Preset
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=input_file)
     parser.add_argument("--train-for", type=float, default=180.0, metavar="SECONDS")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="", help="not AUTO's pick")
@@ -128,4 +129,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -17,9 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from treadle.benchmarks.machine import describe
+from treadle.benchmarks.script import exit_code, input_file
 from treadle.model import Trainer
 from treadle.model.config import (
     DataConfig,
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("corpus", type=Path, nargs="+", help="one long text each")
+    parser.add_argument("corpus", type=input_file, nargs="+", help="one long text each")
     parser.add_argument("--kind", type=TokenizerKind, default="words")
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--units", type=int, default=200)
@@ -157,4 +157,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))
