@@ -21,6 +21,7 @@ from treadle.model.data.corpus import read_corpus
 from treadle.model.enums import Cell, CorpusLayout, OptimizerKind, Precision, Preset, Schedule
 from treadle.model.network.shape import Shape
 from treadle.model.training.auto import preset
+from treadle.model.training.auto.forecast import duration
 from treadle.model.training.auto.preset import PresetInputs, budget, pick, pick_for
 from treadle.model.training.auto.throughput import Throughput
 
@@ -67,6 +68,8 @@ def test_tiny_shakespeare_in_three_minutes() -> None:
     assert (config.optimizer.beta2, config.optimizer.final_rate) == (0.95, 0.2)
     assert config.optimizer.averaging == 8
     assert "a mean of the weights" in notices[2]
+    assert "learning rate 0.003, cosine schedule down to 0.2 of it, beta2 0.95" in notices[2]
+    assert "(averaging 8)" in notices[2]
     assert config.limits == LimitsConfig(max_time_s=180)
     assert config.preset is None
     assert "hidden size 512" in notices[0]
@@ -172,6 +175,44 @@ def test_the_budget_is_judged() -> None:
     assert "would be right for this corpus" in short
     assert "time is right for this corpus" in right
     assert "the corpus, not time, is the limit of this run: about" in long
+
+
+@pytest.mark.parametrize("corpus", [*SMALL, NAMES, PLAYS, LARGE])
+def test_what_is_said_of_the_time_agrees_with_the_plan(corpus: tuple[int, int, int]) -> None:
+    for seconds in (1, 60, 600, 10 * HOURS):
+        config = asked(LimitsConfig(max_time_s=seconds))
+        settings, notices, forecast = pick_for(config, facts(corpus, seconds))
+        assert forecast is not None
+        passes = settings.limits.max_epochs
+        last = notices[-1]
+        if passes is not None:
+            assert "would be right" not in last, "the plan ends the run before its time"
+            assert forecast.planned_s <= seconds
+            if forecast.planned_s < 0.7 * seconds:
+                count = f"about {forecast.passes:,.0f} passes over it take"
+                assert last.endswith(f"{count} {duration(forecast.planned_s)}")
+        elif "corpus, not time" in last:
+            assert "passes over it fill the time" in last
+            assert forecast.planned_s == pytest.approx(seconds)
+
+
+def test_nothing_is_said_of_the_time_where_another_given_limit_ends_the_run() -> None:
+    limits = LimitsConfig(max_time_s=HOURS, max_tokens=10**6)
+    _, notices, _ = pick_for(asked(limits), facts(PLAYS, HOURS))
+    assert not any("this corpus" in notice or "limit of this run" in notice for notice in notices)
+
+
+def test_what_is_said_of_the_recipe_is_what_runs() -> None:
+    plain = asked(
+        LimitsConfig(max_time_s=60),
+        optimizer=OptimizerConfig(OptimizerKind.SGD, schedule=Schedule.CONSTANT),
+        network=NetworkConfig(layers=2),
+        given=("optimizer.kind", "optimizer.schedule", "network.layers"),
+    )
+    _, notices, _ = pick_for(plain, facts(PLAYS, 60))
+    assert "dropout 0.3 between layers" in notices[1]
+    assert "constant schedule, the last weights: about" in notices[2]
+    assert "beta2" not in notices[2]
 
 
 def test_many_threads_have_rows_to_work_on() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STEPS_SHARE = 0.9
+"""The share of the time that optimizer steps take; validations and samples take the rest."""
 CHECK_AFTER = 0.02
 """The share of the time limit after which the speed is compared with the forecast."""
 SLOW = 0.5
@@ -40,6 +42,11 @@ class Forecast:
     right_s: float = 0.0
     """Seconds in which the largest network that suits the corpus reads enough tokens; 0 if
     unknown."""
+
+    @property
+    def planned_s(self) -> float:
+        """Seconds that the planned passes take; the speed has to be known."""
+        return self.passes * self.tokens / self.speed / STEPS_SHARE
 
 
 def check_speed(forecast: Forecast, steps: int, elapsed: float, tokens: int) -> str | None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from treadle.model.enums import OptimizerKind, Schedule
 from treadle.model.training.auto.forecast import Forecast, count, duration
 
 if TYPE_CHECKING:
     from treadle.model.config import LimitsConfig, TrainConfig
+
+_RIGHT = 0.7
+"""The share of the time that suits the corpus from which on a time is right."""
+_LONG = 3.0
+"""How many times the time that suits the corpus is more than right."""
 
 
 def notices(before: TrainConfig, picked: TrainConfig, forecast: Forecast) -> tuple[str, ...]:
@@ -25,7 +31,9 @@ def notices(before: TrainConfig, picked: TrainConfig, forecast: Forecast) -> tup
     ]
     if picked.optimizer.precision is not before.optimizer.precision:
         sentences.append("auto: precision bf16: this processor multiplies it faster at this size")
-    return (*sentences, *_limits(before.limits, picked.limits), *_budget(forecast))
+    is_cut_short = picked.limits.max_epochs != before.limits.max_epochs
+    limits = _limits(before.limits, picked.limits)
+    return (*sentences, *limits, *_budget(forecast, is_cut_short))
 
 
 def _network(picked: TrainConfig, forecast: Forecast) -> str:
@@ -40,20 +48,29 @@ def _network(picked: TrainConfig, forecast: Forecast) -> str:
 
 
 def _regularization(picked: TrainConfig, forecast: Forecast) -> str:
+    network = picked.network
+    between = f"dropout {network.dropout:g} between layers, " if network.layers > 1 else ""
     return (
-        f"auto: output dropout {picked.network.output_dropout:g}, weight decay "
+        f"auto: output dropout {network.output_dropout:g}, {between}weight decay "
         f"{picked.optimizer.weight_decay:g}: the training part will be read about "
-        f"{_times(forecast.passes)}"
+        f"{_number(forecast.passes)} times"
     )
 
 
 def _batches(picked: TrainConfig, forecast: Forecast) -> str:
     data = picked.data
     optimizer = picked.optimizer
-    averaged = "a mean of the weights" if optimizer.averaging else "the last weights"
+    settings = [f"learning rate {optimizer.rate:g}", f"{optimizer.schedule} schedule"]
+    if optimizer.schedule is Schedule.COSINE and optimizer.final_rate:
+        settings[-1] += f" down to {optimizer.final_rate:g} of it"
+    if optimizer.kind is OptimizerKind.ADAM:
+        settings.append(f"beta2 {optimizer.beta2:g}")
+    if optimizer.averaging:
+        settings.append(f"a mean of the weights (averaging {optimizer.averaging:g})")
+    else:
+        settings.append("the last weights")
     return (
-        f"auto: batches of {data.batch_size} x {data.window}, learning rate {optimizer.rate:g}, "
-        f"{optimizer.schedule} schedule, {averaged}: about "
+        f"auto: batches of {data.batch_size} x {data.window}, {', '.join(settings)}: about "
         f"{count(forecast.passes * forecast.tokens)} tokens will be read"
     )
 
@@ -74,20 +91,33 @@ def _limits(before: LimitsConfig, picked: LimitsConfig) -> list[str]:
     return sentences
 
 
-def _times(passes: float) -> str:
-    return f"{passes:.2g} times" if passes < 10 else f"{passes:,.0f} times"
+def _number(passes: float) -> str:
+    return f"{passes:.2g}" if passes < 10 else f"{passes:,.0f}"
 
 
-def _budget(forecast: Forecast) -> tuple[str, ...]:
-    """Returns a sentence that compares the time of the run with the time that suits the corpus."""
-    if forecast.seconds is None or not forecast.right_s:
+def _budget(forecast: Forecast, is_cut_short: bool) -> tuple[str, ...]:
+    """Returns a sentence that compares the time of the run with the time that suits the corpus.
+
+    Args:
+        forecast: The forecast of the run.
+        is_cut_short: Whether the run ends before its time, after the planned passes.
+    """
+    seconds = forecast.seconds
+    if seconds is None or not forecast.right_s:
         return ()
-    right = duration(forecast.right_s)
-    if forecast.seconds < 0.7 * forecast.right_s:
+    passes = (
+        "auto: the corpus, not time, is the limit of this run: about "
+        f"{_number(forecast.passes)} passes over it"
+    )
+    if forecast.planned_s < _RIGHT * seconds:
+        if not is_cut_short:  # by a limit of steps, passes or tokens that was given
+            return ()
+        return (f"{passes} take {duration(forecast.planned_s)}",)
+    if is_cut_short:
+        return ("auto: the time is right for this corpus",)
+    if seconds < _RIGHT * forecast.right_s:
+        right = duration(forecast.right_s)
         return (f"auto: time is the limit of this run: {right} would be right for this corpus",)
-    if forecast.seconds > 3 * forecast.right_s:
-        return (
-            f"auto: the corpus, not time, is the limit of this run: {right} would be right for "
-            "this corpus",
-        )
+    if seconds > _LONG * forecast.right_s:
+        return (f"{passes} fill the time, and more text would help more than more time",)
     return ("auto: the time is right for this corpus",)

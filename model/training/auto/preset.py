@@ -23,7 +23,7 @@ from treadle.kernels.jit import BF16_MISSING
 from treadle.model.config import DataConfig, LimitsConfig, NetworkConfig, TrainConfig
 from treadle.model.enums import Cell, OptimizerKind, Precision, Preset, Schedule
 from treadle.model.network.shape import Shape
-from treadle.model.training.auto.forecast import Forecast
+from treadle.model.training.auto.forecast import STEPS_SHARE, Forecast
 from treadle.model.training.auto.notices import notices
 from treadle.model.training.auto.throughput import (
     Throughput,
@@ -38,8 +38,6 @@ DEFAULT_SECONDS = 60.0
 """Seconds of training if no limit is given."""
 WALL_SHARE = 0.95
 """The share of max_wall_time_s that remains for training after the start."""
-STEPS_SHARE = 0.9
-"""The share of the time that optimizer steps take; validations and samples take the rest."""
 
 TOKENS_PER_WEIGHT = 6.0
 """Tokens that a network has to read for each of its weights.
