@@ -65,7 +65,8 @@ class Model:
     def at(self, precision: InferencePrecision) -> Model:
         """Returns this model as a view that generates and scores in the given precision.
 
-        Everything else is shared: parameters, tokenizer, record, novelty index, content hash. See
+        Everything else is shared: parameters, tokenizer, record, novelty index, content hash. So
+        files and exports are those of this model. `Learner` and `Trainer` refuse a view. See
         `TrainedNetwork.at`.
 
         Args:
@@ -192,6 +193,8 @@ class Model:
 
     def save(self, path: str | os.PathLike[str], require: Require = anything) -> None:
         """Writes a model file: a temporary file next to it is written, synced and renamed.
+
+        The file holds the float32 weights, in whatever precision the model is viewed.
 
         Args:
             path: The file; an existing one is replaced as a whole or not at all.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 def write_npz(model: Model, path: str | os.PathLike[str]) -> None:
     """Writes a model as an .npz file, whole or not at all.
 
+    It holds the float32 weights, in whatever precision the model is viewed.
+
     Args:
         model: The model.
         path: The file; an existing one is replaced.

@@ -53,6 +53,8 @@ _ORDER = {Cell.RNN: (0,), Cell.GRU: (1, 0, 2), Cell.LSTM: (0, 3, 1, 2)}
 def write_onnx(model: Model, path: str | os.PathLike[str]) -> None:
     """Writes a model as an ONNX file, whole or not at all.
 
+    It holds the float32 weights, in whatever precision the model is viewed.
+
     Args:
         model: The model.
         path: The file; an existing one is replaced.

@@ -57,7 +57,8 @@ def write_rtneural(model: Model, path: str | os.PathLike[str]) -> None:
     """Writes a model as JSON for RTNeural, whole or not at all.
 
     Its input is a one-hot vector of V numbers, its output V logits. The key `treadle` holds the
-    tokenizer, as in a model file; RTNeural does not read it.
+    tokenizer, as in a model file; RTNeural does not read it. The weights are float32, in whatever
+    precision the model is viewed.
 
     Args:
         model: The model.

@@ -18,6 +18,7 @@ from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
+from treadle.model.network.precision import check_learns
 from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.online.config import LearningConfig
 from treadle.model.online.sequence import LearnedTotals, LearningSequence
@@ -72,8 +73,10 @@ class Learner:
             threads: Threads that an update may use; they do not change the result.
 
         Raises:
-            ConfigError: The policy is UNKNOWN and the model has no unknown token.
+            ConfigError: The policy is UNKNOWN and the model has no unknown token; or the model is
+                viewed in another precision than FP32, in which nothing learns.
         """
+        check_learns(model.precision, "Learner")
         self._model = model
         self._config = config or LearningConfig()
         self._weights = OnlineWeights(model.parameters, self._config, Pool(threads))

@@ -21,6 +21,7 @@ from treadle.model.errors import TrainingError
 from treadle.model.model import Model
 from treadle.model.network.engine import Engine, InterruptedRunError, never
 from treadle.model.network.parallel import Pool
+from treadle.model.network.precision import check_learns
 from treadle.model.scratch_files import Folder, Require, anything
 from treadle.model.training import checkpoint, fine_tuning
 from treadle.model.training.accumulation import Accumulation
@@ -73,7 +74,8 @@ class Trainer:
 
     Raises:
         ConfigError: The run needs more memory than its limit, asks for a precision that this
-            processor lacks, or does not fit the model that it starts from.
+            processor lacks, or does not fit the model that it starts from; or that model is viewed
+            in another precision than FP32.
         CorpusError: The corpus is empty, too small, or not UTF-8, or its words are together
             too long for a model file.
         UnknownSymbolError: A symbol has no token and the policy is ERROR.
@@ -92,6 +94,7 @@ class Trainer:
         config = config or TrainConfig()
         base = None
         if init_from is not None:
+            check_learns(init_from.precision, "Trainer")
             config = fine_tuning.take_over(config, init_from)
             base = fine_tuning.describe(init_from)
         check_config(config, base)

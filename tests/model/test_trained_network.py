@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from small_models import model_of
 
 from treadle.model.config import TokenizerConfig
 from treadle.model.enums import CorpusLayout, InferencePrecision, TokenizerKind
+from treadle.model.errors import ConfigError
+from treadle.model.export import write_npz
 from treadle.model.network import packed_weights
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.trained_network import TrainedNetwork, default_context
 from treadle.model.network.workspace import pack_for_inference
+from treadle.model.online.learner import Learner
 from treadle.model.scoring.text_scorer import TextScorer
 from treadle.model.tokenizers.build import build_tokenizer
+from treadle.model.training.trainer import Trainer
 
 
 def test_weights_are_packed_once_and_only_where_they_are_used(
@@ -144,3 +149,29 @@ def test_weights_that_learn_have_one_precision() -> None:
     assert network.at(InferencePrecision.FP32) is network
     with pytest.raises(ValueError, match="weights that learn are in FP32 only, not in INT8"):
         network.at(InferencePrecision.INT8)
+
+
+def test_nothing_learns_from_a_view_in_another_precision() -> None:
+    view = model_of().at(InferencePrecision.INT8)
+    sentence = (
+        "{} computes in float32 and not in int8, as the model does: give it "
+        "model.at(InferencePrecision.FP32)"
+    )
+    with pytest.raises(ConfigError) as caught:
+        Learner(view)
+    assert str(caught.value) == sentence.format("Learner")
+    with pytest.raises(ConfigError) as caught:
+        Trainer(b"abc" * 100, init_from=view)
+    assert str(caught.value) == sentence.format("Trainer")
+
+
+def test_the_files_of_a_view_are_those_of_its_model(tmp_path: Path) -> None:
+    model = model_of()
+    written = []
+    for each in (model, model.at(InferencePrecision.INT8)):
+        each.save(tmp_path / "model")
+        write_npz(each, tmp_path / "npz")
+        with np.load(tmp_path / "npz") as arrays:
+            held = {name: arrays[name].tobytes() for name in arrays.files}
+        written.append(((tmp_path / "model").read_bytes(), held))
+    assert written[0] == written[1]
