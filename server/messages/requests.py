@@ -123,7 +123,10 @@ def source_violations(request: SourceRequest) -> list[Violation]:
     """Returns the violations of the fields that say what computes: weights, and a precision."""
     violations = precision_violations(request)
     if not request.job:
-        return reference_violations(request.model) + violations
+        violations = reference_violations(request.model) + violations
+        if request.job_weights:
+            violations.append(("job_weights", "job_weights needs job, whose weights they are"))
+        return violations
     text = "job is set: leave model and version unset"
     named = [("model", text)] if request.model or request.version else []
     return named + violations

@@ -50,3 +50,15 @@ def test_every_field_at_fault_is_named() -> None:
     with pytest.raises(StatusError) as caught:
         embedding_policy(embed)
     assert set(fields(caught.value)) == {"model", "texts"}
+
+
+def test_the_weights_of_a_job_need_a_job() -> None:
+    best = pb.JOB_WEIGHTS_BEST
+    sentence = "job_weights needs job, whose weights they are"
+    with pytest.raises(StatusError, match=f"^{sentence}$") as caught:
+        scoring(pb.ScoreRequest(model="m", texts=["t"], job_weights=best))
+    assert fields(caught.value) == ["job_weights"]
+    with pytest.raises(StatusError, match=rf"^spec\.{sentence}$") as caught:
+        stream_scoring(pb.ScoreStreamSpec(model="m", job_weights=best))
+    assert fields(caught.value) == ["spec.job_weights"]
+    assert scoring(pb.ScoreRequest(job="j", texts=["t"], job_weights=best))

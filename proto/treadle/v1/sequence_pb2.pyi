@@ -2573,7 +2573,7 @@ class GenerateRequest(_message.Message):
     `model` is used.
     """
     job_weights: Global___JobWeights.ValueType
-    """The weights of that job. Default: the last ones."""
+    """The weights of that job; only with `job`. Default: the last ones."""
     typical_p: _builtins.float
     """Sample only from the tokens whose surprisal is nearest to the expected one,
     from the smallest such set whose probabilities add up to this, above 0 and
@@ -3047,7 +3047,7 @@ class ScoreRequest(_message.Message):
     `model` is used.
     """
     job_weights: Global___JobWeights.ValueType
-    """The weights of that job. Default: the last ones."""
+    """The weights of that job; only with `job`. Default: the last ones."""
     ranks: _builtins.bool
     """Return each token with its rank. Default: false."""
     top_log_probabilities: _builtins.int
@@ -3243,7 +3243,7 @@ class ScoreStreamSpec(_message.Message):
     with. Default: empty, `model` is used.
     """
     job_weights: Global___JobWeights.ValueType
-    """The weights of that job. Default: the last ones."""
+    """The weights of that job; only with `job`. Default: the last ones."""
     context: _builtins.str
     """Text that precedes the stream. It is read and not scored. Default: empty,
     no context.
@@ -3826,7 +3826,7 @@ class EmbedRequest(_message.Message):
     `version` must then be unset. Default: empty, `model` is used.
     """
     job_weights: Global___JobWeights.ValueType
-    """The weights of that job. Default: the last ones."""
+    """The weights of that job; only with `job`. Default: the last ones."""
     unknown_policy: Global___UnknownPolicy.ValueType
     """The treatment of symbols that are not in the vocabulary. Default: the
     model's own policy.
