@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from treadle.model.model import Model
     from treadle.model.tokenizers.base import Tokenizer
 
-_FREE = ("dropout", "output_dropout")
-"""Settings of a network that may differ from the base model's."""
+_FREE = ("dropout", "output_dropout", "unknown_policy")
+"""Settings of network and tokenizer that may differ from the base model's."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ def take_over(config: TrainConfig, model: Model) -> TrainConfig:
         if not given:
             network = replace(network, **{name: theirs})
     layout = config.data.layout
-    kind = config.tokenizer.kind
     used = model.tokenizer.config
     if _given(config, "data.layout", layout, CorpusLayout.TEXT):
         _check_equal("data.layout", layout, model.layout)
-    if _given(config, "tokenizer.kind", kind, TokenizerConfig().kind):
-        _check_equal("tokenizer.kind", kind, used.kind)
+    for field in fields(TokenizerConfig):
+        name = f"tokenizer.{field.name}"
+        ours = getattr(config.tokenizer, field.name)
+        if field.name not in _FREE and _given(config, name, ours, field.default):
+            _check_equal(name, ours, getattr(used, field.name))
     policy = config.tokenizer.unknown_policy or used.unknown_policy
     names = [f"network.{field.name}" for field in fields(NetworkConfig)]
     return replace(

@@ -9,8 +9,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from treadle.model.enums import Schedule
-
 if TYPE_CHECKING:
     from treadle.model.config import LimitsConfig, TrainConfig
     from treadle.model.data.batching import Batches
@@ -26,14 +24,6 @@ VALIDATIONS = 10
 """Default number of evaluations of a run."""
 DEFAULT_WARMUP_STEPS = 100
 """Default number of warmup steps."""
-
-_NOTHING_TO_WATCH = (
-    "{} has no effect: nothing is kept for validation; set validation_fraction above 0"
-)
-_NOTHING_TO_DROP = (
-    "dropout {!r} has no effect: it acts between layers, and the network has one; "
-    "set layers to 2 or more"
-)
 
 
 class Plan:
@@ -152,10 +142,6 @@ def fill_in(
         batches: Its batches.
     """
     limits, notices = _limits(config, batches)
-    network = config.network
-    if network.dropout and network.layers == 1:
-        notices = (*notices, _NOTHING_TO_DROP.format(network.dropout))
-    notices = (*notices, *_unwatched(config, corpus))
     data = replace(
         config.data, layout=corpus.layout, batch_size=batches.batch_size, window=batches.window
     )
@@ -185,15 +171,3 @@ def _limits(config: TrainConfig, batches: Batches) -> tuple[LimitsConfig, tuple[
     together = config.optimizer.accumulation_steps
     steps = min(max(math.ceil(DEFAULT_EPOCHS * batches.batches_in(0) / together), fewest), most)
     return replace(limits, max_steps=steps), (f"no limit given: training for {steps:,} steps",)
-
-
-def _unwatched(config: TrainConfig, corpus: Corpus) -> tuple[str, ...]:
-    """Returns notices about settings that need validations, for a run without any."""
-    if corpus.valid is not None:
-        return ()
-    waiting = []
-    if config.limits.early_stopping_patience:
-        waiting.append("early_stopping_patience")
-    if config.optimizer.schedule is Schedule.PLATEAU:
-        waiting.append("the schedule plateau")
-    return tuple(_NOTHING_TO_WATCH.format(name) for name in waiting)

@@ -51,6 +51,7 @@ from treadle.model.training.setup import (
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
 from treadle.model.training_memory import check_resident, resident_bytes
 from treadle.model.training_record import divergence_notices
+from treadle.model.unused_settings import unused_settings
 
 if TYPE_CHECKING:
     from treadle.model.training_record import TrainingRecord
@@ -100,6 +101,7 @@ class Trainer:
         check_config(config, base)
         corpus = load_corpus(corpus, config, init_from, folder)
         config = with_clusters(config, corpus)
+        given = config
         config, picked, forecast = preset.pick(config, corpus, threads)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)
@@ -113,7 +115,8 @@ class Trainer:
         self.threads = threads
         """Threads that the kernels may use; a new value applies from the next step."""
         divided = thread_notices(corpus, batches, threads)
-        notices = (*corpus.notices, *picked, *batches.notices, *divided, *chosen)
+        unused = unused_settings(given, config, corpus)
+        notices = (*corpus.notices, *picked, *batches.notices, *divided, *chosen, *unused)
         self.started = self._started((*notices, *self._state.novelty_notices()))
         self._state.record_baseline(self.started.baseline_loss)
 

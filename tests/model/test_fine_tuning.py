@@ -114,6 +114,8 @@ def test_another_network_is_refused_by_name(
     [
         ({"data": DataConfig(layout=CorpusLayout.LINES)}, "data.layout"),
         ({"tokenizer": TokenizerConfig(kind=TokenizerKind.WORDS)}, "tokenizer.kind"),
+        ({"tokenizer": TokenizerConfig(lower_case=True)}, "tokenizer.lower_case"),
+        ({"tokenizer": TokenizerConfig(min_frequency=2)}, "tokenizer.min_frequency"),
     ],
 )
 def test_another_way_of_reading_is_refused_by_name(
