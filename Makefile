@@ -16,6 +16,10 @@ LINK := $(wildcard $(VENV)/lib/python3*/site-packages/__editable__.treadle-*)
 # Compiled kernels go where `make clean` finds them.
 export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 
+# Python keeps the bytecode of modules, whatever the caller's environment says: the tests start
+# hundreds of processes, and each would compile every module.
+export PYTHONDONTWRITEBYTECODE =
+
 # Test processes at the same time; more than there are processors gain little. A file's tests stay
 # in one process, with what they share; the slow files come first, in the order of
 # tests/conftest.py.

@@ -70,3 +70,13 @@ def test_the_files_that_are_named_exist() -> None:
     assert len(order) > 10
     named = [*uncompiled[1].replace("\\", "").split(), *order]
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_processes_of_tests_need_not_compile_every_module(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    prints = '--eval=prints: ; @echo "<$$PYTHONDONTWRITEBYTECODE>"'
+    command = ["make", "--silent", prints, "prints", f"VENV={environment}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "<>\n"
