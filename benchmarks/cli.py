@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"treadle-bench: {error.name} is not installed; install treadle with its extra "
-            "`server`: pip install '.[server]' in a checkout",
+            "`server`: pip install '.[server]' in a checkout of Treadle",
             file=sys.stderr,
         )
         return 1

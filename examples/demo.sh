@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows Treadle in about two minutes: starts a server, trains a model on Shakespeare, generates
-# text and scores sentences. `make demo` runs this; any environment with treadle[server] can.
+# text and scores sentences. `make demo` runs this; any environment with the extra `server` can.
 #
 # It listens on a free port of this machine only, keeps its models in a temporary
 # directory, and removes both at the end. TRAIN_FOR=20s makes it shorter.

@@ -540,7 +540,10 @@ def _http_server(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("treadle"):
             raise
-        fault = f"needs {error.name}, which is not installed: pip install '.[server,http]'"
+        fault = (
+            f"needs {error.name}, which is not installed: pip install '.[server,http]' in a "
+            "checkout of Treadle"
+        )
         raise SettingError("http_address", fault) from None
     app = http_app(service, config, budget, is_ready, metrics_page)
     return HttpServer(app, certificate, ConnectionLimits(config.http_connection_limit))

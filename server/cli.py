@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"treadle-server: {error.name} is not installed; install treadle with its extra "
-            "`server`: pip install '.[server]' in a checkout",
+            "`server`: pip install '.[server]' in a checkout of Treadle",
             file=sys.stderr,
         )
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,33 @@ def test_wheel_names_the_programs_and_the_license(wheel: Path) -> None:
     assert "treadle = treadle.client.__main__:main" in programs
     assert "treadle-server = treadle.server.__main__:main" in programs
     assert "treadle-bench = treadle.benchmarks.__main__:main" in programs
+
+
+def strings_of(path: Path) -> list[str]:
+    """Returns the texts of a module as they are read, with `{}` for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = (each.value if isinstance(each, ast.Constant) else "{}" for each in node.values)
+            found.append("".join(map(str, parts)))
+    return found
+
+
+def test_what_is_missing_is_installed_from_a_checkout(pyproject: dict[str, Any]) -> None:
+    """Treadle is in no registry: there, its name may be that of somebody else's package."""
+    extras = set(pyproject["project"]["optional-dependencies"])
+    hint = re.compile(r"pip install '\.\[([^]]+)\]'`?\s+in\s+a\s+checkout\s+of\s+Treadle")
+    hints = 0
+    for path in (path for folder in PACKAGES.values() for path in (ROOT / folder).rglob("*.py")):
+        for text in strings_of(path):
+            assert "treadle[" not in text, path
+            if "pip install '" in text and not text.endswith("pip install '.["):
+                found = hint.findall(text)
+                assert len(found) == text.count("pip install '"), (path, text)
+                hints += len(found)
+                assert {name for each in found for name in each.split(",")} - {"{}"} <= extras
+    assert hints >= 10
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert "treadle[" not in page.read_text("utf-8"), page

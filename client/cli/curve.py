@@ -122,8 +122,8 @@ def _check_live(args: argparse.Namespace, console: Console) -> None:
         raise InputError("--live draws in the terminal: leave --out out")
     if not console.has_rich:
         raise InputError(
-            "--live needs a terminal with color and the extra [cli] (pip install 'treadle[cli]'); "
-            "`treadle watch` shows the losses as lines"
+            "--live needs a terminal with color and the extra [cli] (pip install '.[cli]' in a "
+            "checkout of Treadle); `treadle watch` shows the losses as lines"
         )
 
 

@@ -80,8 +80,8 @@ def import_tomlkit() -> Any:
         import tomlkit
     except ImportError:
         raise InputError(
-            "changing the configuration file needs tomlkit: run `pip install 'treadle[cli]'`, or "
-            "edit the file that `treadle config path` names"
+            "changing the configuration file needs tomlkit: run `pip install '.[cli]'` in a "
+            "checkout of Treadle, or edit the file that `treadle config path` names"
         ) from None
     return tomlkit
 

@@ -4,7 +4,7 @@ python examples/python/forecast.py [STEPS]
 
 The program makes the series itself: three sines and noise. Real numbers need no tokenizer and no
 server, only `treadle.model.RecurrentLayer`. The linear head, its squared error and the windows are
-plain NumPy. Install `treadle[server]` first.
+plain NumPy. Install Treadle's extra `server` first.
 """
 
 import sys

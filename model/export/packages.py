@@ -27,5 +27,6 @@ def required(package: str, extra: str) -> Any:
         if fault.name != package:
             raise
         raise ConfigError(
-            f"the export needs the package {package}: pip install 'treadle[{extra}]'"
+            f"the export needs the package {package}: pip install '.[{extra}]' in a checkout of "
+            "Treadle"
         ) from fault

@@ -148,7 +148,9 @@ def _run(expression: str, effort: Effort) -> subprocess.CompletedProcess[bytes] 
     """Runs the worker; returns None where it took too long."""
     if importlib.util.find_spec("outlines_core") is None:
         raise ConfigError(
-            "regex needs the package outlines-core: pip install outlines-core", "regex"
+            "regex needs the package outlines-core: pip install '.[server]' in a checkout of "
+            "Treadle",
+            "regex",
         )
     worker = Path(__file__).with_name("regex_worker.py")
     # -P: modules of this folder must not hide those of the standard library.

@@ -24,7 +24,7 @@ Attribute = str | int | float | bool
 
 MISSING = (
     "needs OpenTelemetry, which is not installed: install treadle with its extra `otel`: "
-    "pip install '.[server,otel]' in a checkout"
+    "pip install '.[server,otel]' in a checkout of Treadle"
 )
 """What is wrong where traces are asked for and the packages are missing."""
 

@@ -228,7 +228,7 @@ def test_without_tomlkit_profiles_can_be_read(shell: Shell) -> None:
 
     assert b"profile 'default'" in bare("show").stdout
     for words in (["set", "tls", "off"], ["unset", "tls"], ["set", "token"]):
-        assert "run `pip install 'treadle[cli]'`" in complaint(bare(*words), 2)
+        assert "run `pip install '.[cli]'` in a checkout" in complaint(bare(*words), 2)
 
 
 class Terminal:

@@ -140,9 +140,13 @@ def test_a_folder_with_a_file_of_a_package_does_no_harm(model_file: Path, folder
         (
             "npz",
             ["numpy", "numba"],
-            "needs numpy, numba on this machine: pip install 'treadle[server]'",
+            "needs numpy, numba on this machine: pip install '.[server]' in a checkout of Treadle",
         ),
-        ("onnx", ["onnx"], "needs onnx on this machine: pip install 'treadle[server,onnx]'"),
+        (
+            "onnx",
+            ["onnx"],
+            "needs onnx on this machine: pip install '.[server,onnx]' in a checkout of Treadle",
+        ),
     ],
 )
 def test_a_bare_client_names_the_extra(

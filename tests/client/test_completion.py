@@ -200,5 +200,6 @@ def test_without_shtab_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        b"treadle: completion needs the package shtab: pip install 'treadle[cli]'\n"
+        b"treadle: completion needs the package shtab: pip install '.[cli]' in a "
+        b"checkout of Treadle\n"
     )

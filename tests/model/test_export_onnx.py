@@ -171,7 +171,9 @@ def test_a_model_that_no_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'treadle[onnx]'")):
+    with pytest.raises(
+        ConfigError, match=re.escape("pip install '.[onnx]' in a checkout of Treadle")
+    ):
         write_onnx(random_model("rnn", 1, "one-hot"), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -600,7 +600,7 @@ def test_a_missing_package_is_named(
     for name in [name for name in sys.modules if ".access.oidc.v" in name or ".oidc.s" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jwt", None)
-    with pytest.raises(SettingError, match=r"requires PyJWT: pip install 'treadle\[oidc\]'"):
+    with pytest.raises(SettingError, match=r"requires PyJWT: pip install '.\[server,oidc\]'"):
         CallersAuthenticator(path)
 
 

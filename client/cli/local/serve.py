@@ -21,7 +21,7 @@ def add_parsers(commands: Commands) -> None:
         "serve",
         description="Run a server on this machine until Ctrl-C. The flags are those of "
         "treadle-server: `treadle serve --help` lists them where the extra `server` is installed "
-        "(pip install 'treadle[server]').",
+        "(pip install '.[server]' in a checkout of Treadle).",
     )
     parser.takes_every_word = True
     parser.set_defaults(run=run)

@@ -70,7 +70,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     try:
         import shtab  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise InputError("completion needs the package shtab: pip install 'treadle[cli]'") from None
+        raise InputError(
+            "completion needs the package shtab: pip install '.[cli]' in a checkout of Treadle"
+        ) from None
     _prepare(args.whole_parser, shtab)
     console.line(shtab.complete(args.whole_parser, args.shell))
 

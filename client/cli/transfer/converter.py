@@ -45,7 +45,7 @@ def check_converter(name: str) -> None:
         extras = ",".join(dict.fromkeys(needed.values()))
         raise InputError(
             f"--format {name} needs {', '.join(missing)} on this machine: "
-            f"pip install 'treadle[{extras}]'"
+            f"pip install '.[{extras}]' in a checkout of Treadle"
         )
 
 

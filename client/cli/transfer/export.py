@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Write a model in the format of another program: onnx for ONNX Runtime, rtneural for audio plug-ins,
 safetensors for PyTorch and other Treadle servers, npz for NumPy. The model's file is fetched from
-the server and converted on this machine, which needs `pip install 'treadle[server]'` for that, and
-'treadle[server,onnx]' for onnx.
+the server and converted on this machine, which needs `pip install '.[server]'` in a checkout of
+Treadle for that, and '.[server,onnx]' for onnx.
 """
 
 

@@ -292,7 +292,10 @@ def _verifier(settings: OidcSettings, before: OidcVerifier | None) -> OidcVerifi
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "jwt":
             raise
-        fault = "has [oidc], which requires PyJWT: pip install 'treadle[oidc]'"
+        fault = (
+            "has [oidc], which requires PyJWT: pip install '.[server,oidc]' in a checkout of "
+            "Treadle"
+        )
         raise SettingError("callers_file", fault) from error
     if before is not None and before.settings == settings:
         return before
