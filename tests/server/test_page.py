@@ -398,6 +398,43 @@ def test_a_score_is_that_of_the_service(view: Open, server: Server) -> None:
     assert worst.first.locator("td").nth(2).inner_text() == f"{surprisals[0]:.2f}"
 
 
+def test_a_precision_is_chosen_and_shown(view: Open, server: Server) -> None:
+    int8 = pb.INFERENCE_PRECISION_INT8
+    source = "the quick brown fox over the dog"
+    # First, since kernels that are not there yet are waited for.
+    (score,) = server.caller.score("shared", [source], inference_precision=int8).scores
+    fields = {"max_new_tokens": 30, "temperature": 0, "inference_precision": int8}
+    generated = server.caller.text("shared", **fields)
+
+    page = view("#/score?model=shared")
+    page.get_by_label("Text", exact=True).fill(source)
+    page.get_by_role("button", name="Score").click()
+    expect(page.get_by_role("heading", name="Heat map")).to_be_visible(timeout=PATIENCE_MS)
+    assert figure(page, "Precision") == "fp32"
+    page.get_by_label("Precision").select_option("int8")
+    page.get_by_role("button", name="Score").click()
+    expect(page.locator("dd").filter(has_text="int8")).to_be_visible(timeout=PATIENCE_MS)
+    assert figure(page, "Log-probability") == f"−{-score.total_log_probability:.2f} nats"
+
+    page = view("#/playground?model=shared")
+    page.get_by_label("New tokens").fill("30")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Precision").select_option("int8")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_text(re.compile(r"precision int8"))).to_be_visible(timeout=PATIENCE_MS)
+    assert page.get_by_role("group", name="Generated text").text_content() == generated
+
+    page = view("#/watcher?model=lines")
+    page.get_by_label("Precision").select_option("int8")
+    page.get_by_label("Lines", exact=True).fill("login list read close logout")
+    page.get_by_role("button", name="Watch these lines").click()
+    expect(page.get_by_text("Precision int8.").first).to_be_visible(timeout=PATIENCE_MS)
+
+    page = view("#/server")
+    expect(page.get_by_text("fp32")).to_be_visible()
+
+
 def test_lines_of_a_log_are_marked(view: Open, server: Server) -> None:
     lines = ["login list read close logout", "logout login", "login read read logout"]
     scores = server.caller.score("lines", lines, ranks=True).scores

@@ -58,6 +58,11 @@ export function word(value, prefix) {
   return (value ?? "").replace(prefix, "").toLowerCase().replaceAll("_", " ");
 }
 
+/** Returns the word of a precision: fp32 or int8; empty where the server does not tell it. */
+export function precisionWord(value) {
+  return word(value, "INFERENCE_PRECISION_");
+}
+
 /** Returns nats as bits. */
 export function bits(nats) {
   return nats / Math.LN2;

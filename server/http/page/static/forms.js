@@ -36,6 +36,21 @@ export function select(options, chosen) {
   return element;
 }
 
+/** Returns a select of the number format in which a model computes. */
+export function precisionSelect() {
+  return select(
+    [
+      ["INFERENCE_PRECISION_UNSPECIFIED", "default"],
+      ["INFERENCE_PRECISION_FP32", "fp32"],
+      ["INFERENCE_PRECISION_INT8", "int8"],
+    ],
+    "INFERENCE_PRECISION_UNSPECIFIED",
+  );
+}
+
+/** What the precisions mean. */
+export const PRECISION_HINT = "int8 is faster and less exact.";
+
 /** Returns a checkbox with its label. */
 export function checkbox(label, checked = false) {
   const input = h("input", { type: "checkbox", id: freshId("field") });

@@ -1,8 +1,8 @@
 // `showPlayground` continues a prompt, and shows how surprising each new token is.
 
-import { bits, count, decimals, word } from "./format.js";
+import { bits, count, decimals, precisionWord, word } from "./format.js";
 import { announce, fill, h, setText } from "./dom.js";
-import { button, checkbox, field, numberInput, numberOf } from "./forms.js";
+import { button, checkbox, field, numberInput, numberOf, PRECISION_HINT, precisionSelect } from "./forms.js";
 import { errorBox, isAborted } from "./errors.js";
 import { heatLegend, HeatText } from "./heat.js";
 import { ModelSelect, noModels } from "./model_select.js";
@@ -26,6 +26,12 @@ const STOPPED = {
   STOP_REASON_TIME_LIMIT: "the time is over",
 };
 
+// Where a server tells it.
+function computedIn(result) {
+  const precision = precisionWord(result.inferencePrecision);
+  return precision && `precision ${precision}, `;
+}
+
 class Playground {
   constructor(models, signal) {
     Object.assign(this, { models, signal });
@@ -36,6 +42,7 @@ class Playground {
     this.minP = numberInput({ min: "0", max: "1", placeholder: "0" });
     this.most = numberInput({ min: "0", step: "1", placeholder: "256", value: "200" });
     this.seed = numberInput({ min: "0", step: "1", placeholder: "random" });
+    this.precision = precisionSelect();
     this.stops = h("textarea", { rows: "2", spellcheck: "false" });
     this.ranks = checkbox("Show ranks and likelier tokens", true);
     this.output = new HeatText("Generated text");
@@ -74,6 +81,7 @@ class Playground {
           field("Top-k", this.topK),
           field("Min-p", this.minP),
           field("Seed", this.seed),
+          field("Precision", this.precision, { hint: PRECISION_HINT }),
           field("Stop sequences", this.stops, { hint: "One per line.", wide: true }),
           h("div", { class: "wide" }, this.ranks.element),
         ),
@@ -105,6 +113,7 @@ class Playground {
       minP: numberOf(this.minP),
       maxNewTokens: numberOf(this.most),
       seed: seed || undefined,
+      inferencePrecision: this.precision.value,
       stopSequences: stops,
       logProbabilities: true,
       ranks: this.ranks.input.checked,
@@ -166,7 +175,7 @@ class Playground {
       this.summary,
       `${count(this.totals.tokens)} tokens, log-probability ${decimals(this.totals.nats, 2)} nats, ` +
         `${decimals(mean, 2)} bits per token. Ended because ${reason}. ` +
-        `Seed ${result.seed ?? 0}, ${count(tokens / Math.max(seconds, 0.001))} tokens per second.`,
+        `Seed ${result.seed ?? 0}, ${computedIn(result)}${count(tokens / Math.max(seconds, 0.001))} tokens per second.`,
     );
     announce(`The text is complete: ${count(tokens)} tokens.`);
   }

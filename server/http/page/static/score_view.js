@@ -1,8 +1,8 @@
 // `showScore` shows how well a model predicts a text, and where it does not.
 
-import { count, decimals, plural } from "./format.js";
+import { count, decimals, plural, precisionWord } from "./format.js";
 import { announce, fill, h, setText } from "./dom.js";
-import { field, stats } from "./forms.js";
+import { field, PRECISION_HINT, precisionSelect, stats } from "./forms.js";
 import { heatLegend, HeatText, surprisal, tokenHead, tokenRow, whiteSpace } from "./heat.js";
 import { ModelSelect, noModels } from "./model_select.js";
 import { errorBox, isAborted } from "./errors.js";
@@ -22,6 +22,7 @@ export async function showScore({ body, below, query, signal }) {
   }
   const text = h("textarea", { rows: "8", spellcheck: "false", required: true, maxlength: String(MOST) });
   const context = h("textarea", { rows: "2", spellcheck: "false" });
+  const precision = precisionSelect();
   const go = h("button", { class: "button primary" }, "Score");
   const fault = h("div");
   const results = h("div", { class: "view" });
@@ -34,6 +35,7 @@ export async function showScore({ body, below, query, signal }) {
         ...models.fields(),
         texts: [text.value],
         context: context.value,
+        inferencePrecision: precision.value,
         logProbabilities: true,
         ranks: true,
         topLogProbabilities: 4,
@@ -55,6 +57,7 @@ export async function showScore({ body, below, query, signal }) {
       h("div", { class: "wide" }, models.element),
       field("Text", text, { wide: true, hint: `Up to ${count(MOST)} characters; treadle score takes more.` }),
       field("Context", context, { wide: true, hint: "Comes before the text and is not scored. It may be empty." }),
+      field("Precision", precision, { hint: PRECISION_HINT }),
       h("div", { class: "buttons wide" }, go),
     ),
     fault,
@@ -88,6 +91,7 @@ function shown(score, source, lowerCase) {
         ["Nats per token", decimals(score.meanNats)],
         ["Log-probability", `${decimals(score.totalLogProbability, 2)} nats`],
         ["Tokens", count(score.tokenCount)],
+        ["Precision", precisionWord(score.inferencePrecision) || "–"],
       ]),
       unknown ? h("p", { class: "reason" }, `${plural(unknown, "token")} not in the model's vocabulary.`) : null,
     ),

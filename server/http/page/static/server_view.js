@@ -1,6 +1,6 @@
 // `showServer` describes the server, and who it takes the caller for.
 
-import { bytes, count, duration, time, word } from "./format.js";
+import { bytes, count, duration, precisionWord, time, word } from "./format.js";
 import { fill, h, setText } from "./dom.js";
 import { follow, sleep } from "./connection.js";
 import { button, stats } from "./forms.js";
@@ -47,6 +47,7 @@ function draw(body, info, uptime) {
       ["Up for", uptime],
       ["Processor", info.cpuTarget || "–"],
       ["Threads", count(info.threads)],
+      ["Precision", precisionWord(info.inferencePrecision) || "–"],
     ]),
     section("In use", [
       ["Training jobs", of(info.trainingRunning, info.trainingSlots)],

@@ -1,8 +1,8 @@
 // `showWatcher` scores the lines of a log, and marks those that the model did not expect.
 
-import { decimals, plural } from "./format.js";
+import { decimals, plural, precisionWord } from "./format.js";
 import { announce, fill, h, setText, spoken } from "./dom.js";
-import { button, checkbox, field, numberInput, numberOf, setFault } from "./forms.js";
+import { button, checkbox, field, numberInput, numberOf, PRECISION_HINT, precisionSelect, setFault } from "./forms.js";
 import { errorBox, isAborted } from "./errors.js";
 import { heatLegend, HeatText } from "./heat.js";
 import { ModelSelect, noModels } from "./model_select.js";
@@ -26,6 +26,7 @@ class Watcher {
     Object.assign(this, { models, signal });
     this.lines = h("textarea", { rows: "6", spellcheck: "false", wrap: "off" });
     this.top = numberInput({ min: "1", step: "1", value: "4" });
+    this.precision = precisionSelect();
     this.only = checkbox("Show marked lines only");
     this.watch = h("button", { class: "button primary" }, "Watch these lines");
     this.again = button("Start over", () => this.reset());
@@ -77,6 +78,7 @@ class Watcher {
         h("div", { class: "wide" }, this.models.element),
         field("Lines", this.lines, { wide: true, hint: "What you paste next continues where these lines end." }),
         field("A token may have rank up to", this.top, { hint: "4 to 8 suits events of a log. A model of characters needs more." }),
+        field("Precision", this.precision, { hint: PRECISION_HINT }),
         h("div", { class: "buttons wide" }, this.watch, this.again),
       ),
       this.fault,
@@ -120,6 +122,7 @@ class Watcher {
     const spec = {
       ...this.models.fields(),
       state: items ? "" : this.state,
+      inferencePrecision: this.precision.value,
       logProbabilities: true,
       ranks: true,
       returnState: !items,
@@ -130,7 +133,7 @@ class Watcher {
     try {
       for await (const { piece, result } of stream("ScoreStream", [{ spec }, ...pieces], this.signal)) {
         if (piece) this.add(lines[at++], piece, top);
-        if (result) this.state = result.state ?? "";
+        if (result) this.finish(result);
       }
       this.lines.value = "";
       announce(this.summary.textContent);
@@ -139,6 +142,12 @@ class Watcher {
     } finally {
       this.watch.disabled = false;
     }
+  }
+
+  finish(result) {
+    this.state = result.state ?? "";
+    const precision = precisionWord(result.inferencePrecision);
+    if (precision) setText(this.summary, `${this.summary.textContent} Precision ${precision}.`);
   }
 
   add(text, piece, top) {
