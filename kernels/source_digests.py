@@ -4,21 +4,44 @@ These are the module itself and the modules of this package that it imports, dir
 others. Comments, the text of docstrings and the places of lines do not count, because they do not
 reach the compiler: the digest is of byte code. Byte code differs between versions of Python, and so
 do compiled kernels.
+
+Every process asks, so what the sources say is kept next to the kernels, under a digest of the
+files themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import sys
+import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
+
+from numba.core import config
 
 _PACKAGE = "treadle.kernels"
 _FOLDER = Path(__file__).parent
+_DIGITS = 16
 
 _NEVER_COMPILED = {"cache_folder", "disk_cache", "dispatcher", "reference", "source_digests"}
 """Modules of this package from which no kernel takes anything."""
+
+
+class _Source(NamedTuple):
+    """What a module's byte code says."""
+
+    digest: bytes
+    imports: frozenset[str]
+    """The names of the modules of this package that it imports by itself."""
+
+
+_READ: dict[Path, _Source] = {}
+"""The modules of this package, by their files."""
 
 
 @cache
@@ -31,10 +54,10 @@ def source_digest(path: Path) -> str:
     Args:
         path: The module's source file.
     """
-    digest = hashlib.sha256(_own_digest(path))
+    digest = hashlib.sha256(_source(path).digest)
     for name in sorted(_closure(path)):
         digest.update(name.encode())
-        digest.update(_own_digest(_FOLDER / f"{name}.py"))
+        digest.update(_source(_FOLDER / f"{name}.py").digest)
     return digest.hexdigest()
 
 
@@ -47,9 +70,42 @@ def function_digest(function: Any) -> str:
 
 
 def read_all() -> None:
-    """Reads the sources of this package, all at one time."""
-    for path in _FOLDER.glob("*.py"):
-        _code(path)
+    """Reads the sources of this package, all at one time.
+
+    What they say is kept in Numba's cache folder, which must have been chosen.
+    """
+    paths = sorted(_FOLDER.glob("*.py"))
+    files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+    state = hashlib.sha256(repr((sys.version, files)).encode()).hexdigest()[:_DIGITS]
+    kept = Path(config.CACHE_DIR, f"sources-{state}")
+    found = _kept(kept)
+    if found is None:
+        found = {path.name: _source(path) for path in paths}
+        _keep(kept, found)
+    _READ.update((path, found[path.name]) for path in paths)
+
+
+def _kept(file: Path) -> dict[str, _Source] | None:
+    """Returns what `_keep` was given; None where the file is missing or damaged."""
+    try:
+        digest, _, text = file.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        return None
+    rows = json.loads(text).items()
+    return {name: _Source(bytes.fromhex(own), frozenset(used)) for name, (own, used) in rows}
+
+
+def _keep(file: Path, found: dict[str, _Source]) -> None:
+    """Writes what was found, under another name first, so that none reads a part of it."""
+    rows = {name: (source.digest.hex(), sorted(source.imports)) for name, source in found.items()}
+    text = json.dumps(rows).encode()
+    with suppress(OSError):  # then every process finds it by itself
+        handle, new = tempfile.mkstemp(prefix=f"{file.name}.tmp.", dir=file.parent)
+        with os.fdopen(handle, "wb") as written:
+            written.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+        os.replace(new, file)
 
 
 def _closure(path: Path) -> set[str]:
@@ -57,23 +113,26 @@ def _closure(path: Path) -> set[str]:
     found: set[str] = set()
     left = [path]
     while left:
-        new = _imports(left.pop()) - found
+        new = _source(left.pop()).imports - found
         found |= new
         left.extend(_FOLDER / f"{name}.py" for name in new)
     return found
 
 
 @cache
-def _imports(path: Path) -> set[str]:
-    """Returns the names of the modules of this package that a module imports by itself.
+def _source(path: Path) -> _Source:
+    """Returns what a module's byte code says.
 
     `import treadle.kernels.loss` and `from treadle.kernels.loss import total` name a module in one
     word. In `from treadle.kernels import loss` and `from . import loss` the module is a name among
     others, so every name that is also a module counts.
     """
-    names = _names(_code(path))
-    found = {name.removeprefix(f"{_PACKAGE}.") for name in names}
-    return {name for name in found & _modules() if name != path.stem}
+    if path in _READ:
+        return _READ[path]
+    code = _code(path)
+    digest = hashlib.sha256(_described(code).encode()).digest()
+    found = {name.removeprefix(f"{_PACKAGE}.") for name in _names(code)}
+    return _Source(digest, frozenset(found & _modules() - {path.stem}))
 
 
 @cache
@@ -95,12 +154,6 @@ def _names(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             names |= _names(constant)
     return names
-
-
-@cache
-def _own_digest(path: Path) -> bytes:
-    """Returns a digest of a module's byte code."""
-    return hashlib.sha256(_described(_code(path)).encode()).digest()
 
 
 def _described(value: object) -> str:

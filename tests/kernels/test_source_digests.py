@@ -112,6 +112,45 @@ def test_no_kernel_imports_what_is_left_out() -> None:
     folder = Path(source_digests.__file__).parent
     for path in folder.glob("*.py"):
         code = source_digests._code(path)
+        assert source_digests._source(path).imports <= source_digests._modules()
         left_out = {f"treadle.kernels.{name}" for name in source_digests._NEVER_COMPILED}
         imported = source_digests._names(code) & left_out
         assert not imported or path.stem in {"jit", *source_digests._NEVER_COMPILED}
+
+
+READS = """
+from pathlib import Path
+from treadle.kernels import source_digests
+compiled = []
+code = source_digests._code
+source_digests._code = lambda path: (compiled.append(path.stem), code(path))[1]
+from treadle.kernels import jit
+digest = source_digests.source_digest(Path(jit.__file__))
+print(digest, source_digests.config.CACHE_DIR, *compiled)
+"""
+
+
+@pytest.mark.jit
+def test_what_the_sources_say_is_kept(tmp_path: Path) -> None:
+    def read() -> tuple[str, Path, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", READS],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digest, folder, *compiled = done.stdout.split()
+        return digest, Path(folder), compiled
+
+    first, folder, compiled = read()
+    assert {"jit", "lstm", "reference"} <= set(compiled)
+    assert read() == (first, folder, [])
+    (kept,) = folder.glob("sources-*")
+    for damaged in (b"", kept.read_bytes()[:-2]):
+        kept.write_bytes(damaged)
+        digest, _, compiled = read()
+        assert digest == first
+        assert "lstm" in compiled
+        assert read() == (first, folder, [])
+    assert [path.name for path in folder.iterdir()] == [kept.name]
