@@ -743,11 +743,22 @@ class Client:
         spec = make_request(
             ImportModelSpec, model=model, alias=alias, reuse_identical=reuse_identical
         )
+        return self._send(path, spec, Retry(retry_s, on_break), on_progress, timeout_s)
+
+    def _send(
+        self,
+        path: AnyPath,
+        spec: ImportModelSpec,
+        retry: Retry,
+        on_progress: OnProgress,
+        timeout_s: float | None,
+        vocabulary: Sequence[str] = (),
+    ) -> ImportModelResponse:
+        """Sends a file that becomes a version."""
         file = ModelFile(path)
         spec.size_bytes = file.size_bytes
         spec.sha256 = file.sha256
-        retry = Retry(retry_s, on_break)
-        return send_model(self._import(timeout_s), spec, file, retry, on_progress)
+        return send_model(self._import(timeout_s), spec, file, retry, on_progress, vocabulary)
 
     def _import(self, timeout_s: float | None) -> Import:
         """Returns what calls ImportModel."""
@@ -799,11 +810,8 @@ class Client:
             ImportModelSpec, model=model, alias=alias, reuse_identical=reuse_identical
         )
         spec.state_dict.CopyFrom(state_dict_spec(options))
-        file = ModelFile(path)
-        spec.size_bytes = file.size_bytes
-        spec.sha256 = file.sha256
         retry = Retry(retry_s, on_break)
-        return send_model(self._import(timeout_s), spec, file, retry, on_progress, vocabulary)
+        return self._send(path, spec, retry, on_progress, timeout_s, vocabulary)
 
     def copy_model(
         self,

@@ -14,7 +14,7 @@ from treadle.client.cli.transfer.transfer_options import (
     Outcome,
     add_target,
     add_transfer_options,
-    shown,
+    sending,
     stored,
 )
 from treadle.client.errors import InputError
@@ -69,14 +69,10 @@ def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
             f"give --vocabulary VOCAB: the tokens of a module of {kind}, in the order of their ids"
         )
     vocabulary = [] if args.vocabulary is None else read_vocabulary(args.vocabulary)
-    with shown(args, console, f"importing {args.model}") as transfer:
+    with sending(args, console, f"importing {args.model}") as transfer:
         reply = client.import_state_dict(
             Path(args.file),
-            model=args.model,
             vocabulary=vocabulary,
-            alias=args.alias,
-            reuse_identical=args.reuse_identical,
-            timeout_s=getattr(args, "timeout", None),
             **given_options(args, StateDictOptions),
             **transfer,
         )

@@ -12,7 +12,7 @@ from treadle.client.cli.transfer.transfer_options import (
     Outcome,
     add_target,
     add_transfer_options,
-    shown,
+    sending,
     stored,
 )
 
@@ -37,13 +37,6 @@ def add_push(actions: Commands) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, console: Console, client: Client) -> Outcome:
     """Sends the file; returns the version."""
-    with shown(args, console, f"pushing {args.model}") as transfer:
-        reply = client.import_model(
-            Path(args.file),
-            model=args.model,
-            alias=args.alias,
-            reuse_identical=args.reuse_identical,
-            timeout_s=getattr(args, "timeout", None),
-            **transfer,
-        )
+    with sending(args, console, f"pushing {args.model}") as transfer:
+        reply = client.import_model(Path(args.file), **transfer)
     return stored(reply, args.alias)

@@ -1,4 +1,4 @@
-"""`add_transfer_options`, `add_target`, `shown` and `stored` are for all these actions."""
+"""`add_transfer_options`, `shown`, `sending` and `stored` are for all actions with files."""
 
 from __future__ import annotations
 
@@ -81,6 +81,23 @@ def shown(args: argparse.Namespace, console: Console, verb: str) -> Iterator[dic
             "on_progress": _advance(progress),
             "on_break": _say_break,
             "retry_s": args.retry_s,
+        }
+
+
+@contextmanager
+def sending(args: argparse.Namespace, console: Console, verb: str) -> Iterator[dict[str, Any]]:
+    """Shows the progress of a file that is sent; as `shown`.
+
+    Yields:
+        The arguments that all methods of the client take that send a file.
+    """
+    with shown(args, console, verb) as transfer:
+        yield {
+            "model": args.model,
+            "alias": args.alias,
+            "reuse_identical": args.reuse_identical,
+            "timeout_s": getattr(args, "timeout", None),
+            **transfer,
         }
 
 
