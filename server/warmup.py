@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _REPORT_S = 5.0
 """Seconds between two progress reports."""
 
+_FOR_PROCESSES = frozenset({KernelGroup.TRAINING, KernelGroup.BF16})
+"""What only training processes call. Once compiled, it need not be loaded here."""
+
 _PATIENCE_S = 30.0
 """Seconds for which a call waits for kernels; then it is to be repeated."""
 
@@ -155,6 +158,8 @@ class Warmup:
         if self._compilers is not None:
             with suppress(CancelledError):  # by `close`
                 self._compilers.wait(group)
+        elif group in _FOR_PROCESSES and all_compiled():
+            return
         if not self._closed.is_set():
             warm([group])
 

@@ -154,6 +154,7 @@ def warm(groups):
                 raise OSError(fault)
 warmup.warm = warm
 warmup.all_compiled = lambda: True
+warmup._FOR_PROCESSES = ()
 warmup._REPORT_S = 0.05
 warmup._PATIENCE_S = float(sys.argv.pop(1))
 from treadle.server.cli import main
@@ -290,6 +291,25 @@ def test_an_end_while_other_processes_compile_is_no_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(warmup, "all_compiled", lambda: False)
     monkeypatch.setattr(warmup, "warm", lambda groups: pytest.fail("loads kernels after its end"))
     stopped._load(KernelGroup.INFERENCE)
+
+
+def test_what_only_training_processes_call_is_loaded_where_it_is_not_compiled_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[KernelGroup] = []
+    monkeypatch.setattr(warmup, "warm", loaded.extend)
+    for compiled, left_out in (
+        (True, {KernelGroup.TRAINING, KernelGroup.BF16}),
+        (False, set[KernelGroup]()),
+    ):
+        monkeypatch.setattr(warmup, "all_compiled", lambda answer=compiled: answer)
+        monkeypatch.setattr(warmup, "_compilers", lambda: None)
+        loaded.clear()
+        warming = warmup.Warmup()
+        for group in KernelGroup:
+            warming._load(group)
+        warming.close()
+        assert set(loaded) == set(KernelGroup) - left_out
 
 
 def test_warm_reports_its_progress(folder: Path) -> None:
