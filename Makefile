@@ -20,10 +20,10 @@ export NUMBA_CACHE_DIR ?= $(abspath $(VENV))/kernels
 # hundreds of processes, and each would compile every module.
 export PYTHONDONTWRITEBYTECODE =
 
-# Test processes at the same time; more than there are processors gain little. A file's tests stay
-# in one process, with what they share; the slow files come first, in the order of
-# tests/conftest.py.
-WORKERS ?= 2
+# Test processes at the same time. On two processors the third works while others wait, as for a
+# server to start or to end. A file's tests stay in one process, with what they share; the slow
+# files come first, in the order of tests/conftest.py.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 # What runs uncompiled as well, for the coverage of kernels/: the tests that measure kernels.

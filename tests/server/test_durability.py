@@ -258,19 +258,19 @@ def test_a_full_disk_pauses_a_job_for_as_long_as_it_is_full(start: Start) -> Non
     wait_for(lambda: third.caller.job(job).progress.step > step)
 
 
-def test_a_thousand_jobs_wait_in_line(start: Start) -> None:
-    server = start("--training-queue-limit", "1000")
+def test_hundreds_of_jobs_wait_in_line(start: Start) -> None:
+    server = start("--training-queue-limit", "200")
     caller = server.caller
     running = caller.train(long_spec("first"), TEXT)
     first_progress(running)
-    jobs = [next(caller.train(tiny_spec("tiny", max_steps=1), TEXT)).job for _ in range(1000)]
-    assert caller.info().training_queued == 1000
+    jobs = [next(caller.train(tiny_spec("tiny", max_steps=1), TEXT)).job for _ in range(200)]
+    assert caller.info().training_queued == 200
     with pytest.raises(grpc.RpcError) as caught:
         list(caller.train(tiny_spec("one-too-many"), TEXT))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert caller.job(jobs[-1]).queue_position == 999
-    listed = list(caller.jobs(page_size=300))
-    assert [job.id for job in listed[:1000]] == jobs[::-1]
+    assert caller.job(jobs[-1]).queue_position == 199
+    listed = list(caller.jobs(page_size=60))
+    assert [job.id for job in listed[:200]] == jobs[::-1]
     for job in jobs[2:]:
         caller.stub.CancelJob(pb.CancelJobRequest(job=job), timeout=PATIENCE_S)
     caller.stub.CancelJob(pb.CancelJobRequest(job=listed[-1].id), timeout=PATIENCE_S)
