@@ -144,7 +144,7 @@ def test_what_the_sources_say_is_kept(tmp_path: Path) -> None:
         return digest, Path(folder), compiled
 
     first, folder, compiled = read()
-    assert {"jit", "lstm", "reference"} <= set(compiled)
+    assert {"jit", "lstm", "disk_cache"} <= set(compiled)
     assert read() == (first, folder, [])
     (kept,) = folder.glob("sources-*")
     for damaged in (b"", kept.read_bytes()[:-2]):
