@@ -20,6 +20,9 @@ _IGNORED_BY = {
 }
 """The settings that a tokenizer does not use."""
 
+_OF_VOCABULARY = ("kind", "max_vocabulary_size", "min_frequency", "lower_case")
+"""The settings that a tokenizer is built with."""
+
 _OF_ROWS = ("column", "missing")
 """Settings of files that hold rows: JSONL and CSV."""
 
@@ -44,6 +47,7 @@ def unused_settings(given: TrainConfig, used: TrainConfig, corpus: Corpus) -> tu
     """
     return (
         *_of_tokenizer(given.tokenizer),
+        *_of_reading(given, corpus),
         *_of_data(given.data, given.tokenizer, corpus),
         *_of_optimizer(given.optimizer, used.optimizer),
         *_of_one_layer(used),
@@ -57,8 +61,12 @@ def _given(config: Checked, *names: str) -> Iterator[str]:
     for name in names:
         value = getattr(config, name)
         if value != getattr(defaults, name):
-            shown = str(value) if isinstance(value, enum.Enum) else value
-            yield f"{name} {shown!r}"
+            yield f"{name} {_plain(value)!r}"
+
+
+def _plain(value: object) -> object:
+    """Returns the word of an enum, and any other value as it is."""
+    return str(value) if isinstance(value, enum.Enum) else value
 
 
 def _of_tokenizer(config: TokenizerConfig) -> Iterator[str]:
@@ -66,6 +74,20 @@ def _of_tokenizer(config: TokenizerConfig) -> Iterator[str]:
         yield (
             f"{setting} has no effect: the tokenizer '{config.kind}' does not use it; leave it out"
         )
+
+
+def _of_reading(given: TrainConfig, corpus: Corpus) -> Iterator[str]:
+    """Yields sentences about settings for reading, where the corpus was already read by others."""
+    sentence = "{} has no effect: the corpus is already read, with {}; read it with this setting"
+    for config, names, used in (
+        (given.tokenizer, _OF_VOCABULARY, corpus.tokenizer.config),
+        (given.data, ("layout",), corpus),
+    ):
+        for name in names:
+            theirs = getattr(used, name)
+            if theirs != getattr(config, name):
+                for setting in _given(config, name):
+                    yield sentence.format(setting, repr(_plain(theirs)))
 
 
 def _of_data(config: DataConfig, tokenizer: TokenizerConfig, corpus: Corpus) -> Iterator[str]:

@@ -18,6 +18,7 @@ from treadle.model.config import (
 from treadle.model.data.corpus import CorpusFile, read_corpus
 from treadle.model.enums import (
     CorpusFormat,
+    CorpusLayout,
     CorpusRole,
     MissingPolicy,
     OptimizerKind,
@@ -107,6 +108,19 @@ def test_shares_of_parts_that_have_files(fraction: float, is_noticed: bool) -> N
     assert unused(config, files) == [sentence.format("validation_fraction 0.25")] * is_noticed
     files.append(CorpusFile(TEXT[600:800], role=CorpusRole.TEST))
     assert unused(config, files)[-1] == sentence.format("test_fraction 0.3")
+
+
+def test_the_settings_of_reading_where_the_corpus_is_already_read() -> None:
+    tokenizer = TokenizerConfig(TokenizerKind.WORDS, lower_case=True)
+    data = DataConfig(CorpusLayout.LINES, batch_size=3, window=5)
+    config = config_of(tokenizer=tokenizer, data=data, limits=ONE_STEP)
+    sentence = "{} has no effect: the corpus is already read, with {}; read it with this setting"
+    assert unused(config, read_corpus(TEXT[:400])) == [
+        sentence.format("kind 'words'", "'characters'"),
+        sentence.format("lower_case True", "False"),
+        sentence.format("layout 'lines'", "'text'"),
+    ]
+    assert unused(config, read_corpus(NAMES, tokenizer, data)) == unused(config, NAMES) == []
 
 
 def test_what_a_preset_chooses_was_not_given() -> None:
