@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels.jit import TARGET, jit, jit_apart
+from treadle.kernels.jit import TARGET, jit_views, jit_views_apart
 from treadle.kernels.simd import LANES, move, move_transposed
 
 Array = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ def panel_count(columns: int) -> int:
     return -(-columns // PANEL)
 
 
-@jit_apart
+@jit_views_apart
 def pack(matrix: Array, panels: Array) -> None:
     """Packs a matrix.
 
@@ -43,7 +43,7 @@ def pack(matrix: Array, panels: Array) -> None:
                 move(matrix, k * N + first, panels, (j * K + k) * PANEL, PANEL, N - first)
 
 
-@jit
+@jit_views
 def _transpose_rest(
     matrix: Array, first: int, panel: Array, begin: int, end: int, start: int
 ) -> None:
@@ -53,7 +53,7 @@ def _transpose_rest(
             panel[k, x] = matrix[first + x, k]
 
 
-@jit_apart
+@jit_views_apart
 def pack_transposed(matrix: Array, panels: Array) -> None:
     """Packs the transpose of a matrix.
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -44,7 +44,7 @@ def _gru_units(
     store(h, unit, count, fma(z, load(h_prev, unit, count) - n, n))
 
 
-@jit
+@jit_views
 def _gru_gates(gates: Array, ah: Array, bh: Array, h_prev: Array, h: Array) -> None:
     """Computes one step's gates (B, 3H) and states (B, H); adds bh to the last third of ah."""
     B, H = h.shape
@@ -81,7 +81,7 @@ def _gru_units_backward(
     store(dh, unit, count, d_h * z)
 
 
-@jit
+@jit_views
 def _gru_gates_backward(gates: Array, ah: Array, h_prev: Array, dh_above: Array, dh: Array) -> None:
     """Goes one step back: the gates become da, ah becomes dah, dh the share of z."""
     B, H = dh.shape
@@ -109,7 +109,7 @@ def gru_step(gates: Array, ah: Array, h_prev: Array, h: Array, Wh: Array, bh: Ar
     _gru_gates(gates, ah, bh, h_prev, h)
 
 
-@jit_apart
+@jit_views_apart
 def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -125,7 +125,7 @@ def gru_forward(gates: Array, ah: Array, hs: Array, Wh: Array, bh: Array, steps:
         gru_step(gates[t], ah[t], hs[t], hs[t + 1], Wh, bh)
 
 
-@jit_apart
+@jit_views_apart
 def gru_backward(
     gates: Array, ah: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
     dWh: Array, block: RowBlock, steps: int,

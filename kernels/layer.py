@@ -16,7 +16,7 @@ from typing import NamedTuple
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
 from treadle.kernels.gru import gru_backward, gru_forward, gru_step
-from treadle.kernels.jit import jit_apart, jit_inline
+from treadle.kernels.jit import jit_inline, jit_views_apart
 from treadle.kernels.lstm import lstm_backward, lstm_forward, lstm_step
 from treadle.kernels.optimizers import add_into
 from treadle.kernels.rnn import rnn_backward, rnn_forward, rnn_step
@@ -122,7 +122,7 @@ def recur_step(
         rnn_step(gates, h, h, Wh)
 
 
-@jit_apart
+@jit_views_apart
 def layer_forward(
     cell: int, xs: Array, Wx: Array, b: Array, Wh: Array, bh: Array, tape: LayerTape, steps: int
 ) -> None:
@@ -142,7 +142,7 @@ def layer_forward(
     recur_forward(cell, Wh, bh, tape, steps)
 
 
-@jit_apart
+@jit_views_apart
 def recur_backward(
     cell: int, WhT: Array, tape: LayerTape, dhs: Array, running: RunningGradient,
     dWh: Array, dbh: Array, block: RowBlock, steps: int,
@@ -175,7 +175,7 @@ def recur_backward(
         rnn_backward(gates, hs, WhT, dhs, dh, dWh, block, steps)
 
 
-@jit_apart
+@jit_views_apart
 def layer_backward(
     cell: int, xs: Array, WxT: Array, WhT: Array, tape: LayerTape, dhs: Array,
     running: RunningGradient, gradients: LayerGradients, dxs: Array, block: RowBlock, steps: int,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, exp, log
 from treadle.kernels.intrinsics import larger
-from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import (
     LANES,
     lane_maximum,
@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int32]
 _LOWEST = np.float32(-np.inf)
 
 
-@jit
+@jit_views
 def row_max(row: Array) -> np.float32:
     """Returns the largest element of a row (V,); NaN if one is NaN."""
     V = row.size
@@ -52,7 +52,7 @@ def row_max(row: Array) -> np.float32:
     return lane_maximum(m)
 
 
-@jit
+@jit_views
 def row_sum(row: Array) -> np.float32:
     """Returns the sum of a row (V,), lane by lane."""
     V = row.size
@@ -69,7 +69,7 @@ def _exp_lanes(logits: Array, max_logit: np.float32, v: int, count: int) -> Arra
     return exp(load_padded(logits, v, count, _LOWEST) - max_logit)
 
 
-@jit
+@jit_views
 def shifted_exp(logits: Array, max_logit: np.float32, out: Array) -> np.float32:
     """Writes exp(logits - max_logit) and returns its sum, the denominator of the softmax.
 
@@ -95,7 +95,7 @@ def shifted_exp(logits: Array, max_logit: np.float32, out: Array) -> np.float32:
     return lane_sum(sums)
 
 
-@jit
+@jit_views
 def log_probability(logit: np.float32, max_logit: np.float32, exp_sum: np.float32) -> np.float32:
     """Returns log p of a token.
 
@@ -110,7 +110,18 @@ def log_probability(logit: np.float32, max_logit: np.float32, exp_sum: np.float3
     return (logit - max_logit) - log(exp_sum)
 
 
-@jit_apart
+@jit_views
+def _scale(row: Array, factor: np.float32) -> None:
+    """Multiplies a row (V,) by a number."""
+    V = row.size
+    whole = V // LANES * LANES
+    for v in range(0, whole, LANES):
+        store(row, v, LANES, load(row, v, LANES) * factor)
+    if whole < V:
+        store(row, whole, V - whole, load(row, whole, V - whole) * factor)
+
+
+@jit_views_apart
 def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
     """Turns logits into their gradient and returns the loss.
 
@@ -135,13 +146,12 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
         exp_sum = shifted_exp(row, m, row)
         loss -= float(log_probability(target_logit, m, exp_sum))
         factor = scale * (ONE / exp_sum)
-        for v in range(row.size):
-            row[v] *= factor
+        _scale(row, factor)
         row[target] -= scale
     return loss
 
 
-@jit_apart
+@jit_views_apart
 def target_log_probabilities(logits: Array, targets: Ints, out: Array) -> None:
     """Writes log p(target) of every row.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from treadle.kernels.activations import ONE, sigmoid, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -47,7 +47,7 @@ def _lstm_units(
     store(h, unit, count, o * tanh(cell))
 
 
-@jit
+@jit_views
 def _lstm_gates(gates: Array, c_prev: Array, c: Array, h: Array) -> None:
     """Computes one step's gates (B, 4H) and states (B, H)."""
     B, H = h.shape
@@ -82,7 +82,7 @@ def _lstm_units_backward(
     store(dc, unit, count, d_c * f)
 
 
-@jit
+@jit_views
 def _lstm_gates_backward(
     gates: Array, c_prev: Array, c: Array, dh_above: Array, dh: Array, dc: Array
 ) -> None:
@@ -112,7 +112,7 @@ def lstm_step(gates: Array, h_prev: Array, c_prev: Array, h: Array, c: Array, Wh
     _lstm_gates(gates, c_prev, c, h)
 
 
-@jit_apart
+@jit_views_apart
 def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -127,7 +127,7 @@ def lstm_forward(gates: Array, hs: Array, cs: Array, Wh: Array, steps: int) -> N
         lstm_step(gates[t], hs[t], cs[t], hs[t + 1], cs[t + 1], Wh)
 
 
-@jit_apart
+@jit_views_apart
 def lstm_backward(
     gates: Array, hs: Array, cs: Array, WhT: Array, dhs: Array, dh: Array, dc: Array,
     dWh: Array, block: RowBlock, steps: int,

@@ -16,7 +16,7 @@ from treadle.kernels.dropout import Dropout, draw_keep, drop, keep_scale
 from treadle.kernels.factored_softmax import factored_loss, log_probability_rows
 from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul
-from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views
+from treadle.kernels.jit import jit, jit_apart, jit_inline, jit_views, jit_views_apart
 from treadle.kernels.layer import (
     LayerGradients,
     LayerTape,
@@ -93,7 +93,7 @@ def _layer_input(work: Workspace, layer: int, steps: int) -> Array:
     return dropped
 
 
-@jit_apart
+@jit_views_apart
 def load_state(state: State, fresh: Bools, work: Workspace) -> None:
     """Sets the initial states of a window: the state's rows, or zeros in fresh (B,) rows."""
     for layer in range(state.h.shape[0]):
@@ -109,7 +109,7 @@ def load_state(state: State, fresh: Bools, work: Workspace) -> None:
                     copy_array(state.c[layer, row], work.cs[layer, 0, row])
 
 
-@jit_apart
+@jit_views_apart
 def store_state(work: Workspace, steps: int, state: State) -> None:
     """Writes the states after `steps` steps to `state`."""
     for layer in range(state.h.shape[0]):
@@ -118,7 +118,7 @@ def store_state(work: Workspace, steps: int, state: State) -> None:
             copy_array(work.cs[layer, steps], state.c[layer])
 
 
-@jit_apart
+@jit_views_apart
 def upper_layers(cell: int, weights: Weights, work: Workspace, steps: int) -> None:
     """Runs the layers above the first over its first `steps` states."""
     for layer in range(1, work.gates.shape[0]):
@@ -141,7 +141,7 @@ def forward(cell: int, weights: Weights, work: Workspace, tokens: Ints, steps: i
         upper_layers(cell, weights, work, steps)
 
 
-@jit_apart
+@jit_views_apart
 def read_shard(
     cell: int, weights: Weights, work: Workspace, state: State, tokens: Ints, fresh: Bools
 ) -> None:
@@ -172,7 +172,7 @@ def output_logits(weights: Weights, states: Array, logits: Array) -> None:
     matmul(states, weights.Wy, logits, True)
 
 
-@jit_apart
+@jit_views_apart
 def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
     """Applies the output layer's dropout to `rows` (n, H), states or gradients from row `first`."""
     _, T, B, K = work.top_keep.shape
@@ -180,7 +180,7 @@ def _drop_top(work: Workspace, first: int, rows: Array, out: Array) -> None:
     drop(rows, keep, work.scale[1], out)
 
 
-@jit_apart
+@jit_views_apart
 def _draw_dropout(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -> None:
     """Draws the dropout of a step, where the workspace holds arrays for it.
 
@@ -198,7 +198,7 @@ def _draw_dropout(work: Workspace, dropout: Dropout, top: Dropout, steps: int) -
         draw_keep(top, work.top_keep, steps, work.hs.shape[0] - 1)
 
 
-@jit_apart
+@jit_views_apart
 def _loss_and_output_gradients(
     weights: Weights, work: Workspace, gradients: Gradients, targets: Ints, scale: np.float32
 ) -> float:
@@ -240,7 +240,7 @@ def _loss_and_output_gradients(
     return loss
 
 
-@jit_apart
+@jit_views_apart
 def _drop_gradient(work: Workspace, layer: int, steps: int) -> None:
     """Turns dhs, the gradient of a layer's dropped input, into that of the states below."""
     if work.keep.shape[1]:
@@ -288,7 +288,7 @@ def _backward(
     _add_to_table(work.gates, gradients.table, tokens, steps)
 
 
-@jit
+@jit_views
 def _clear(gradients: Gradients) -> None:
     """Sets all gradients to 0."""
     gradients.table[:] = ZERO
@@ -302,7 +302,7 @@ def _clear(gradients: Gradients) -> None:
     gradients.bc[:] = ZERO
 
 
-@jit_apart
+@jit_views_apart
 def train_shard(
     cell: int, weights: Weights, work: Workspace, gradients: Gradients, state: State,
     tokens: Ints, targets: Ints, fresh: Bools, scale: np.float32, dropout: Dropout, top: Dropout,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, tanh
 from treadle.kernels.gemm_dispatch import add_rows_transposed, matmul
-from treadle.kernels.jit import jit, jit_apart, jit_inline
+from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import LANES, load, store
 from treadle.kernels.structs import RowBlock
 
@@ -36,7 +36,7 @@ def _rnn_units_backward(
     store(gates, at, count, d_h * (ONE - state * state))
 
 
-@jit
+@jit_views
 def _rnn_states(gates: Array, h: Array) -> None:
     """Computes one step's states (B, H) from its pre-activations."""
     whole = h.size // LANES * LANES
@@ -60,7 +60,7 @@ def rnn_step(gates: Array, h_prev: Array, h: Array, Wh: Array) -> None:
     _rnn_states(gates, h)
 
 
-@jit_apart
+@jit_views_apart
 def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
     """Runs the recurrence over the first `steps` steps.
 
@@ -74,7 +74,7 @@ def rnn_forward(gates: Array, hs: Array, Wh: Array, steps: int) -> None:
         rnn_step(gates[t], hs[t], hs[t + 1], Wh)
 
 
-@jit_apart
+@jit_views_apart
 def rnn_backward(
     gates: Array, hs: Array, WhT: Array, dhs: Array, dh: Array,
     dWh: Array, block: RowBlock, steps: int,

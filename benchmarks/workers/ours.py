@@ -37,6 +37,7 @@ from treadle.model.network.shape import Shape
 from treadle.model.network.workspace import pack_for_inference
 from treadle.model.scoring.scorer import Scorer
 from treadle.model.training.optimizer import Optimizer, learning_rate
+from treadle.model.training.steps.series import StepSeries
 
 TOTAL_STEPS = 10_000
 """Where the learning rate's schedule thinks that the run ends."""
@@ -48,7 +49,15 @@ def shape_of(case: Case) -> Shape:
 
 
 def make_train(case: Case, options: Options) -> Step:
-    """Makes a step as `treadle.model.training.trainer` does: batch, loss, gradient, clip, Adam."""
+    """Makes a step as `treadle.model.training.trainer` does: batch, loss, gradient, clip, Adam.
+
+    Args:
+        case: The network and the batch.
+        options: The precision.
+
+    Returns:
+        The step; of a small network, the few steps that the trainer takes in one call.
+    """
     tokens = np.random.default_rng(0).integers(
         case.vocabulary, size=case.rows * case.steps * 16 + 1, dtype=np.int32
     )
@@ -60,6 +69,19 @@ def make_train(case: Case, options: Options) -> Step:
     pool = Pool(case.threads)
     engine = Engine(parameters, case.rows, case.steps, pool, precision=config.precision)
     optimizer = Optimizer(config, parameters)
+
+    series = StepSeries(engine, optimizer, batches)
+
+    def steps() -> float:
+        coming, counts = series.next(series.most_steps)
+        done = range(optimizer.steps, optimizer.steps + counts.size)
+        rates = [learning_rate(config, number, number / TOTAL_STEPS, 100) for number in done]
+        if len(series.run(coming, counts, rates)) < counts.size:
+            raise ArithmeticError("the loss is no finite number")
+        return float(counts.sum())
+
+    if series.most_steps:
+        return steps
 
     def step() -> float:
         batch = next(batches)

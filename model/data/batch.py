@@ -5,6 +5,7 @@ A batch always has `window` steps of B rows; a step that holds no token has the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +39,30 @@ class Batch:
     def token_count(self) -> int:
         """Number of tokens to predict."""
         return int(np.count_nonzero(self.targets != IGNORED))
+
+
+@dataclass(frozen=True)
+class BatchSeries:
+    """The inputs of several training steps, one behind the other."""
+
+    tokens: NDArray[np.int32]
+    """Input tokens, (N, B) int32: the steps of all batches that hold tokens."""
+    targets: NDArray[np.int32]
+    """Tokens to predict, (N, B) int32; `IGNORED` in steps without one."""
+    fresh: NDArray[np.bool_]
+    """Rows whose hidden state starts at zero before each batch, (S, B) bool."""
+    lengths: NDArray[np.int32]
+    """Steps of each batch, (S,) int32; their sum is N."""
+
+    @staticmethod
+    def of(batches: Sequence[Batch]) -> BatchSeries:
+        """Returns batches as a series."""
+        return BatchSeries(
+            np.concatenate([batch.tokens[: batch.steps] for batch in batches]),
+            np.concatenate([batch.targets[: batch.steps] for batch in batches]),
+            np.stack([batch.fresh for batch in batches]),
+            np.array([batch.steps for batch in batches], np.int32),
+        )
 
 
 def even_cuts(length: int, parts: int) -> Ints:

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from treadle.model.data.batch import IGNORED, Batch, ItemGroup, TextSegments, even_cuts
+from treadle.model.data.batch import (
+    IGNORED,
+    Batch,
+    BatchSeries,
+    ItemGroup,
+    TextSegments,
+    even_cuts,
+)
 from treadle.model.data.shuffle import Purpose, permutation
 from treadle.model.errors import CorpusError, LoadError
 
@@ -109,6 +116,10 @@ class Batches(ABC):
             self._batch = 0
         return batch
 
+    def series(self, count: int) -> BatchSeries:
+        """Returns the next batches, `count` of them or fewer, as a series."""
+        return BatchSeries.of([next(self) for _ in range(count)])
+
     @abstractmethod
     def batches_in(self, epoch: int) -> int:
         """Returns the number of batches of an epoch, which may depend on the drawn orders."""
@@ -149,6 +160,21 @@ class TextBatches(Batches):
     def batches_in(self, epoch: int) -> int:
         """Returns the number of batches of an epoch, which is always the same."""
         return len(self._cuts) - 1
+
+    def series(self, count: int) -> BatchSeries:
+        """Returns the next batches, up to the end of the epoch, as a series."""
+        begin = self._batch
+        end = min(begin + count, self.batches_in(self._epoch))
+        cuts = self._cuts[begin : end + 1]
+        first, last = (int(cut) for cut in (cuts[0], cuts[-1]))
+        whole = self._segments.batch(first, last, last - first)
+        fresh = np.zeros((end - begin, self.batch_size), np.bool_)
+        fresh[0] = whole.fresh
+        self._batch = end
+        if end == self.batches_in(self._epoch):
+            self._epoch += 1
+            self._batch = 0
+        return BatchSeries(whole.tokens, whole.targets, fresh, np.diff(cuts).astype(np.int32))
 
     def _make(self, epoch: int, batch: int) -> Batch:
         first, last = self._cuts[batch : batch + 2].tolist()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import batch, network, structs
+from treadle.kernels import batch, network, step_series, structs
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.gemm_transposed import allocate_row_block
 from treadle.kernels.jit import specialize
@@ -23,6 +23,7 @@ from treadle.kernels.weight_packing import (
     unfold_embedding,
     unfold_input_weights,
 )
+from treadle.kernels.work_sharing import allocate_counters, give_up
 from treadle.model.enums import Precision
 from treadle.model.network.ordered_sum import in_order
 from treadle.model.network.parallel import Pool, parts
@@ -154,6 +155,7 @@ class Engine:
             self._weights = allocate_weights(self.shape, table_rows, True, pairs)
         else:
             self._weights = with_transposes(packed, self.shape, table_rows)
+        self._pairs = pairs
         self._seed = np.uint64(seed)
         self._kept = [np.uint64(kept_levels(share)) for share in (dropout, output_dropout)]
         drops = (dropout > 0, output_dropout > 0)
@@ -252,6 +254,104 @@ class Engine:
         self._add_shards()
         self._unfold(used)
         return loss, count
+
+    @property
+    def takes_series(self) -> bool:
+        """Whether `train_series` is possible, and worth it."""
+        return (
+            self.is_small
+            and len(self._shards) <= step_series.PARTS
+            and not self._pairs
+            and self._weights.table.shape[0] == self.shape.V
+        )
+
+    def count_series(self, tokens: Ints, targets: Ints, lengths: Ints) -> Ints:
+        """Returns the number of targets of every batch of a series.
+
+        Args:
+            tokens: (N, B), the tokens to read, the steps of one batch behind those of another.
+            targets: (N, B), the tokens to predict.
+            lengths: (S,), steps of every batch.
+
+        Raises:
+            TokenError: A token or target is not in the vocabulary.
+        """
+        counts = np.zeros(lengths.size, np.int32)
+        if not step_series.count_series(tokens, targets, lengths, self.shape.V, counts):
+            check_tokens(tokens, self.shape.V)
+            check_tokens(targets, self.shape.V, least=-1)
+        return counts
+
+    def train_series(
+        self,
+        tokens: Ints,
+        targets: Ints,
+        fresh: Bools,
+        lengths: Ints,
+        counts: Ints,
+        settings: Array,
+        update: step_series.Update,
+        step: int,
+    ) -> npt.NDArray[np.float64]:
+        """Takes several steps, weights included; only where `takes_series` is true.
+
+        Args:
+            tokens: (N, B), the tokens to read, the steps of one batch behind those of another.
+            targets: (N, B), the tokens to predict, below 0 where nothing is to be learned.
+            fresh: (S, B), rows that begin a batch from zeros.
+            lengths: (S,), steps of every batch.
+            counts: (S,), from `count_series`.
+            settings: (S, SETTINGS), see `step_series.Series`.
+            update: The optimizer; its gradient is this engine's.
+            step: Optimizer steps done before.
+
+        Returns:
+            (S, RESULTS), see `step_series.Series`.
+        """
+        series = step_series.Series(
+            lengths,
+            counts,
+            settings,
+            np.zeros((lengths.size, step_series.RESULTS)),
+            allocate_counters(step_series.PHASES * lengths.size),
+        )
+        shards = [
+            step_series.Shard(
+                shard.work,
+                shard.gradients,
+                shard.state,
+                np.ascontiguousarray(tokens[:, shard.rows]),
+                np.ascontiguousarray(targets[:, shard.rows]),
+                np.ascontiguousarray(fresh[:, shard.rows]),
+                shard.rows.start,
+            )
+            for shard in self._shards
+        ]
+        total = step_series.ShardSum(self._own, self._tail, self._tails)
+        arguments = (
+            self.cell,
+            self.parameters.stacks,
+            self._weights,
+            shards[0],
+            shards[-1],
+            total,
+            series,
+            *self._dropouts(np.uint64(step), 0),
+            self._all,
+            self._block,
+            self.gradient.stacks,
+            update,
+        )
+
+        def run(thread: int) -> None:
+            try:
+                self._call(step_series.train_series, *arguments)
+            except BaseException:
+                give_up(series.counters)
+                raise
+
+        self.pool.map(run, range(min(self.pool.threads, len(shards))))
+        return series.results
 
     def _dropouts(self, step: np.uint64, first_row: int) -> tuple[Dropout, Dropout]:
         """Returns the dropout of a step between layers, and before the output layer."""

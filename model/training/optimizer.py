@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from treadle.kernels import optimizers
+from treadle.kernels import optimizers, step_series
+from treadle.kernels.step_series import Update
 from treadle.model.enums import OptimizerKind, Schedule
 from treadle.model.errors import TrainingError
 from treadle.model.network.ordered_sum import in_order
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from treadle.model.config import OptimizerConfig
 
 _LARGEST = float(np.finfo(np.float32).max)
+Powers = tuple[float, float]
+"""`AdamCorrections.powers`."""
+
 AVERAGED_EVERY = 8
 """Steps between two weights that are averaged: neighbours differ little, and each costs time."""
 
@@ -80,18 +85,21 @@ class AdamCorrections:
         """Both decays to the power of the steps done: the whole state."""
 
     def next(self) -> tuple[np.float32, ...]:
-        """Returns the kernel arguments of the next step: decays, 1 - decays, and corrections.
+        """Returns the kernel arguments of the next step: decays, 1 - decays, and corrections."""
+        return tuple(np.float32(number) for number in self.next_numbers())
 
-        Differences and corrections are computed before rounding to float32, in which a decay such
-        as 0.99999999 is 1.
+    def next_numbers(self) -> tuple[float, ...]:
+        """Returns what `next` returns before it is rounded to float32.
+
+        Differences and corrections are computed in float64, since a decay such as 0.99999999 is 1
+        in float32.
         """
         beta1, beta2 = self._betas
         power1 = self.powers[0] * beta1
         power2 = self.powers[1] * beta2
         self.powers = (power1, power2)
         corrections = (1 / (1 - power1), 1 / math.sqrt(1 - power2))
-        settings = (beta1, beta2, 1 - beta1, 1 - beta2, *corrections)
-        return tuple(np.float32(number) for number in settings)
+        return (beta1, beta2, 1 - beta1, 1 - beta2, *corrections)
 
 
 class WeightMean:
@@ -114,6 +122,15 @@ class WeightMean:
         self._power = power
         self._parts = parts(self.parameters.flat.size)
 
+    def share(self, steps: int) -> float:
+        """Returns the share of the weights after a step in the mean; 0 if it is not their turn.
+
+        Args:
+            steps: Optimizer steps done, at least 1.
+        """
+        number, rest = divmod(steps - 1, AVERAGED_EVERY)
+        return 0.0 if rest else (self._power + 1) / (number + 1 + self._power)
+
     def add(self, parameters: Parameters, steps: int, pool: Pool) -> None:
         """Adds the weights after a step, if its turn has come.
 
@@ -122,10 +139,9 @@ class WeightMean:
             steps: Optimizer steps done, at least 1.
             pool: The threads that share the work.
         """
-        number, rest = divmod(steps - 1, AVERAGED_EVERY)
-        if rest:
+        share = np.float32(self.share(steps))
+        if not share:
             return
-        share = np.float32((self._power + 1) / (number + 1 + self._power))
         weights = parameters.flat
         mean = self.parameters.flat
         pool.map(
@@ -173,10 +189,7 @@ class Optimizer:
             pool.map(lambda part: optimizers.clip_by_value(gradient.flat[part], limit), self._parts)
         norm = self.norm(gradient, pool)
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient's norm became {norm} at step {self.steps + 1}; "
-                "lower the learning rate or set clip_norm"
-            )
+            raise self.not_finite(norm)
         limit_norm = self.config.clip_norm
         scale = limit_norm / norm if limit_norm and norm > limit_norm else 1.0
         self.steps += 1
@@ -184,6 +197,66 @@ class Optimizer:
         if self.mean is not None:
             self.mean.add(self.parameters, self.steps, pool)
         return norm
+
+    def update(self, gradient: Parameters) -> Update:
+        """Returns what the kernels of a series of steps change, and by which rule.
+
+        Args:
+            gradient: The gradient that every step leaves.
+        """
+        config = self.config
+        size = gradient.flat.size
+        nothing: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        means, squares, mean = (
+            nothing if part is None else part.flat
+            for part in (self.means, self.squares, self.mean and self.mean.parameters)
+        )
+        rules = {
+            OptimizerKind.SGD: step_series.SGD,
+            OptimizerKind.ADAGRAD: step_series.ADAGRAD,
+            OptimizerKind.ADAM: step_series.ADAM,
+        }
+        return Update(
+            weights=self.parameters.flat,
+            gradient=gradient.flat,
+            means=means,
+            squares=squares,
+            mean=mean,
+            norms=np.zeros(-(-size // optimizers.BLOCK)),
+            rule=rules[config.kind],
+            clip_value=_float32(config.clip_value),
+            clip_norm=float(config.clip_norm),
+            decay=_float32(config.weight_decay),
+        )
+
+    def plan(self, rates: Sequence[float]) -> tuple[npt.NDArray[np.float32], list[Powers]]:
+        """Returns the settings of the next steps, and Adam's powers after each of them.
+
+        Args:
+            rates: The learning rates of the steps.
+
+        Returns:
+            Rows of `step_series.Series.settings`, and `AdamCorrections.powers`.
+        """
+        before = self.corrections.powers
+        settings = np.zeros((len(rates), step_series.SETTINGS), np.float32)
+        powers = []
+        rows = []
+        for n, rate in enumerate(rates):
+            share = 0.0 if self.mean is None else self.mean.share(self.steps + n + 1)
+            corrections = self.corrections.next_numbers() if self.means is not None else (0.0,) * 6
+            rows.append((min(rate, _LARGEST), share, *corrections))
+            powers.append(self.corrections.powers)
+        settings[:] = rows
+        self.corrections.powers = before
+        return settings, powers
+
+    def not_finite(self, norm: float) -> TrainingError:
+        """Returns the error of a step whose gradient has a norm that is not finite."""
+        return TrainingError(
+            f"the gradient's norm became {norm} at step {self.steps + 1}; "
+            "lower the learning rate or set clip_norm"
+        )
 
     def restore(self, steps: int, powers: tuple[float, float]) -> None:
         """Continues from a stored state; the moments are restored by the caller.

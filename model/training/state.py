@@ -111,6 +111,22 @@ class TrainingState:
         self.metrics.wall_s = wall
         self.metrics.add_step(loss, tokens, seconds)
 
+    def steps_ahead(self, most: int, tokens: int) -> int:
+        """Returns how many steps may be taken before the plan has to be looked at again.
+
+        Args:
+            most: The most steps, at least 1.
+            tokens: The most tokens of a step.
+        """
+        steps, elapsed, seen, wall = self.done()
+        while most > 1:
+            before_last = (steps + most - 1, elapsed, seen + (most - 1) * tokens, wall)
+            evaluations = self.plan.evaluations_due(*before_last)
+            if evaluations == self.metrics.evaluations_due and not self.plan.over(*before_last):
+                return most
+            most //= 2
+        return 1
+
     def schedule_evaluation(self) -> bool:
         """Returns whether an evaluation is due after the last step, and records it as pending."""
         done = self.done()

@@ -24,7 +24,6 @@ from treadle.model.network.parallel import Pool
 from treadle.model.network.precision import check_learns
 from treadle.model.scratch_files import Folder, Require, anything
 from treadle.model.training import checkpoint, fine_tuning
-from treadle.model.training.accumulation import Accumulation
 from treadle.model.training.auto import preset
 from treadle.model.training.baseline import baseline
 from treadle.model.training.config_check import check_config
@@ -49,6 +48,8 @@ from treadle.model.training.setup import (
     with_clusters,
 )
 from treadle.model.training.state import LOWER_RATE, Snapshot, TrainingState
+from treadle.model.training.steps.accumulation import Accumulation
+from treadle.model.training.steps.series import StepSeries
 from treadle.model.training_memory import check_resident, resident_bytes
 from treadle.model.training_record import divergence_notices
 from treadle.model.unused_settings import unused_settings
@@ -311,6 +312,8 @@ class Trainer:
         between: Callable[[], bool | None] | None = None,
         during: ValidationHook = no_hook,
         interrupted: Callable[[], bool] = never,
+        *,
+        in_series: bool = False,
     ) -> Iterator[Progress]:
         """Trains until a limit is met or `stop` returns True; pauses when `between` does.
 
@@ -327,6 +330,8 @@ class Trainer:
                 the run computes the same step again, to the same bits, and does not advance while
                 `interrupted` returns True. A sample that is interrupted, while `stop` does not
                 return True, is discarded and pauses the run; the next `run` evaluates again.
+            in_series: Whether a small network may take several steps, for about 10 ms, before any
+                of these is called. The weights are the same either way.
 
         Yields:
             Progress every `progress_interval_s`, at every validation, and at the end.
@@ -351,7 +356,7 @@ class Trainer:
                 lambda: interrupted() and not stop(),
             )
             try:
-                yield from self._run(engine, evaluation, stop, between)
+                yield from self._run(engine, evaluation, stop, between, in_series)
             except InterruptedRunError:  # while a sample was drawn
                 if between is not None:
                     between()
@@ -385,12 +390,14 @@ class Trainer:
         evaluation: Evaluation,
         stop: Callable[[], bool],
         between: Callable[[], bool | None] | None,
+        in_series: bool,
     ) -> Iterator[Progress]:
         state = self._state
         interval_s = state.config.report.progress_interval_s
         accumulation = Accumulation(
             engine, state.batches, state.config.optimizer.accumulation_steps
         )
+        series = self._series(engine) if in_series else None
         if state.metrics.evaluation_pending:  # the run was paused during it
             yield from self._report(evaluation)
         while not state.update_end(stop):
@@ -398,7 +405,10 @@ class Trainer:
                 engine.pool.resize(threads)
             self._between_steps = False
             try:
-                self._step(accumulation, engine.pool)
+                if series is None:
+                    self._step(accumulation, engine.pool)
+                else:
+                    self._steps(series, engine)
             except InterruptedRunError:
                 self._between_steps = True
                 if between is not None and between():
@@ -413,6 +423,54 @@ class Trainer:
                 return
         if state.schedule_last_evaluation():  # stopped between two validations
             yield from self._report(evaluation)
+
+    def _series(self, engine: Engine) -> StepSeries | None:
+        """Returns what takes several steps in one call; None where there is to be one a call."""
+        if self._state.config.optimizer.accumulation_steps > 1:
+            return None
+        series = StepSeries(engine, self._state.optimizer, self._state.batches)
+        return series if series.most_steps else None
+
+    def _steps(self, series: StepSeries, engine: Engine) -> None:
+        """Makes several steps of one batch each, as `_step` would.
+
+        Raises:
+            InterruptedRunError: The run was interrupted; nothing has changed.
+        """
+        begin = time.perf_counter()
+        state = self._state
+        optimizer = state.optimizer
+        batches, counts = series.next(state.steps_ahead(series.most_steps, series.tokens_per_step))
+        steps, elapsed, tokens, wall = state.done()
+        rates = []
+        for count in counts.tolist():
+            progress = state.plan.progress(steps, elapsed, tokens, wall)
+            rates.append(
+                learning_rate(
+                    optimizer.config,
+                    steps,
+                    progress,
+                    state.plan.warmup_steps,
+                    state.selection.lowered,
+                )
+            )
+            steps += 1
+            tokens += count
+        taken = series.run(batches, counts, rates)
+        now = time.perf_counter()
+        seconds = (now - begin) / max(len(taken), 1)
+        for step in taken:
+            state.record_step(
+                step.loss, step.tokens, step.norm, step.rate, seconds, now - self._clock
+            )
+        failure = series.failure
+        if failure is None:
+            return
+        if not math.isfinite(failure.loss):
+            sentence = f"the loss became {failure.loss} at step {self.steps + 1}; {LOWER_RATE}"
+            raise state.not_finite(sentence, optimizer.norm(engine.gradient, engine.pool))
+        fault = optimizer.not_finite(failure.norm)
+        raise state.not_finite(str(fault), math.nan) from fault
 
     def _step(self, accumulation: Accumulation, pool: Pool) -> None:
         """Makes one step: batches, loss, gradient, update.
@@ -521,7 +579,7 @@ def train(
     # A lone surrogate becomes bytes that are not UTF-8, so that the corpus refuses it by name.
     data = corpus.encode("utf-8", "surrogatepass") if isinstance(corpus, str) else corpus
     trainer = Trainer(data, config, threads)
-    for progress in trainer.run():
+    for progress in trainer.run(in_series=True):
         if on_progress is not None:
             on_progress(progress)
     return trainer.finish()

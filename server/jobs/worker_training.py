@@ -244,7 +244,11 @@ def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -
     with phases.phase("train"):
         try:
             for progress in trainer.run(
-                control.stopping, checkpoints.between_steps, watcher.during, control.leaving
+                control.stopping,
+                checkpoints.between_steps,
+                watcher.during,
+                control.leaving,
+                in_series=True,
             ):
                 _send_progress(replies, progress)
                 if progress.valid_loss is not None:

@@ -19,7 +19,7 @@ from treadle.model.network.engine import Engine
 from treadle.model.network.parallel import Pool
 from treadle.model.network.parameters import Parameters
 from treadle.model.network.shape import Shape
-from treadle.model.training.accumulation import Accumulation
+from treadle.model.training.steps.accumulation import Accumulation
 from treadle.model.training.trainer import Trainer
 from treadle.model.training_memory import training_bytes
 

@@ -1,0 +1,1 @@
+"""Training steps: one from several batches, or several in one call."""
