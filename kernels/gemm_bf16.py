@@ -14,7 +14,7 @@ that have the same bits; no arithmetic is done on these.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.gemm_packing import pack_transposed as pack_transposed_float32
 from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PAIRS, PANEL, ROWS, Operand, make_gemm_tile
@@ -104,7 +105,7 @@ def pair_count(K: int) -> int:
 def allocate_pair_block(M: int, N: int) -> RowBlock:
     """Returns an empty block for rows (M,) of A and (N,) of B; it holds pairs of rows."""
     shapes = [(panel_count(size), PAIR_BLOCK, PANEL) for size in (M, N)]
-    return RowBlock(*(cast(Any, np.zeros(shape, np.uint32)) for shape in shapes))
+    return RowBlock(*(aligned_zeros(shape, np.uint32) for shape in shapes))
 
 
 @jit

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.gemm_tile import PANEL, Operand, multiply_panel
 from treadle.kernels.jit import jit_views, jit_views_apart
 from treadle.kernels.simd import copy, move
@@ -22,8 +23,8 @@ Array = npt.NDArray[np.float32]
 def allocate_row_block(M: int, N: int) -> RowBlock:
     """Returns an empty block for rows (M,) of A and (N,) of B."""
     return RowBlock(
-        np.zeros((1, ROW_BLOCK, M), np.float32),
-        np.zeros((-(-N // PANEL), ROW_BLOCK, PANEL), np.float32),
+        aligned_zeros((1, ROW_BLOCK, M)),
+        aligned_zeros((-(-N // PANEL), ROW_BLOCK, PANEL)),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO, exp, log
 from treadle.kernels.intrinsics import larger
-from treadle.kernels.jit import jit_inline, jit_views, jit_views_apart
+from treadle.kernels.jit import jit_apart, jit_inline, jit_views, jit_views_apart
 from treadle.kernels.simd import (
     LANES,
     lane_maximum,
@@ -121,7 +121,41 @@ def _scale(row: Array, factor: np.float32) -> None:
         store(row, whole, V - whole, load(row, whole, V - whole) * factor)
 
 
-@jit_views_apart
+@jit_views
+def _find_maxima(logits: Array, targets: Ints, maxima: Array, found: Array) -> None:
+    """Writes the largest logit of every row with a target, and the target's."""
+    for n in range(logits.shape[0]):
+        if targets[n] >= 0:
+            maxima[n] = row_max(logits[n])
+            found[n] = logits[n, targets[n]]
+
+
+@jit_views
+def _exponentiate(logits: Array, targets: Ints, maxima: Array, sums: Array) -> None:
+    """Turns every row with a target into its `shifted_exp`, and writes the sums."""
+    for n in range(logits.shape[0]):
+        if targets[n] >= 0:
+            sums[n] = shifted_exp(logits[n], maxima[n], logits[n])
+
+
+@jit_views
+def _scale_gradients(
+    logits: Array, targets: Ints, scale: np.float32, maxima: Array, found: Array, sums: Array
+) -> float:
+    """Turns every row into its gradient, and returns the loss."""
+    loss = 0.0
+    for n in range(logits.shape[0]):
+        row = logits[n]
+        if targets[n] < 0:
+            row[:] = ZERO
+            continue
+        loss -= float(log_probability(found[n], maxima[n], sums[n]))
+        _scale(row, scale * (ONE / sums[n]))
+        row[targets[n]] -= scale
+    return loss
+
+
+@jit_apart
 def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
     """Turns logits into their gradient and returns the loss.
 
@@ -134,20 +168,15 @@ def cross_entropy(logits: Array, targets: Ints, scale: np.float32) -> float:
     Returns:
         The sum of -log p(target) over the counted rows, in nats.
     """
-    loss = 0.0
-    for n in range(logits.shape[0]):
-        row = logits[n]
-        target = targets[n]
-        if target < 0:
-            row[:] = ZERO
-            continue
-        m = row_max(row)
-        target_logit = row[target]
-        exp_sum = shifted_exp(row, m, row)
-        loss -= float(log_probability(target_logit, m, exp_sum))
-        factor = scale * (ONE / exp_sum)
-        _scale(row, factor)
-        row[target] -= scale
+    # Pass by pass: within a row, every result waits for the one before it, so that the processor
+    # is busy only where it can begin the next rows meanwhile.
+    N = logits.shape[0]
+    maxima = np.empty(N, np.float32)
+    found = np.empty(N, np.float32)
+    sums = np.empty(N, np.float32)
+    _find_maxima(logits, targets, maxima, found)
+    _exponentiate(logits, targets, maxima, sums)
+    loss: float = _scale_gradients(logits, targets, scale, maxima, found, sums)
     return loss
 
 

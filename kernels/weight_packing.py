@@ -19,7 +19,7 @@ from treadle.kernels.gemm import add_rows
 from treadle.kernels.gemm_dispatch import add_matmul_transposed, matmul, pack, pack_transposed
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.jit import jit_apart, jit_inline
-from treadle.kernels.simd import copy_array
+from treadle.kernels.simd import add_row, copy, copy_array
 from treadle.kernels.structs import Array, Gradients, Ints, Parameters, RowBlock, Weights
 
 _LINE = 16
@@ -55,13 +55,13 @@ def _take_rows(matrix: Array, rows: Ints) -> Array:
 def _fold_input(parameters: Parameters, weights: Weights, used: Ints) -> None:
     """Writes the first len(used) rows of the table."""
     b = parameters.b[0]
+    G = b.size
+    for u in range(used.size):
+        copy(b, 0, weights.table, u * G, G)
     if parameters.embedding.shape[0] == 0:
         for u in range(used.size):
-            for j in range(b.size):
-                weights.table[u, j] = b[j] + parameters.Wx0[used[u], j]
+            add_row(parameters.Wx0, used[u] * G, weights.table, u * G, G)
         return
-    for u in range(used.size):
-        copy_array(b, weights.table[u])
     matmul(_take_rows(parameters.embedding, used), weights.Wx0, weights.table[: used.size], True)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import batch, network, step_series, structs
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.gemm_transposed import allocate_row_block
 from treadle.kernels.jit import specialize
@@ -162,10 +163,10 @@ class Engine:
         self.gradient = Parameters(self.shape)
         alone, shared = _gradient_shapes(self.shape, table_rows)
         slices = shard_slices(rows)
-        self._own: Array = np.zeros((len(slices), flat_size(alone)), np.float32)
+        self._own: Array = aligned_zeros((len(slices), flat_size(alone)))
         # The first shard writes into the sum itself.
         self._tail = self.gradient.flat[self.gradient.flat.size - flat_size(shared) :]
-        self._tails: Array = np.zeros((len(slices) - 1, self._tail.size), np.float32)
+        self._tails: Array = aligned_zeros((len(slices) - 1, self._tail.size))
         self._shards = [
             _Shard(self.shape, cut, window, table_rows, drops, pairs, own, tail)
             for cut, own, tail in zip(slices, self._own, (self._tail, *self._tails), strict=True)

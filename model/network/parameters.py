@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from treadle.kernels import structs
 from treadle.kernels.activations import log
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.random import fill_uniform
 from treadle.model.enums import Cell
 from treadle.model.errors import LoadError
@@ -56,7 +57,7 @@ class Parameters:
             shape: The network's sizes.
         """
         self.shape = shape
-        self.flat: Array = np.zeros(flat_size(shape.stacks), np.float32)
+        self.flat: Array = aligned_zeros(flat_size(shape.stacks))
         self.stacks = structs.Parameters(**flat_views(self.flat, shape.stacks))
 
     @classmethod

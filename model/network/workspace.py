@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels import gemm_int8, structs
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.dropout import keep_bytes
 from treadle.kernels.gemm_bf16 import allocate_pair_block, pair_count
 from treadle.kernels.gemm_packing import panel_count
@@ -32,8 +33,8 @@ def _panels(*shape: int, pairs: bool = False) -> Any:
     *stack, K, N = shape
     panels = (*stack, panel_count(N))
     if pairs:
-        return np.zeros((*panels, pair_count(K), PANEL), np.uint32)
-    return np.zeros((*panels, K, PANEL), np.float32)
+        return aligned_zeros((*panels, pair_count(K), PANEL), np.uint32)
+    return aligned_zeros((*panels, K, PANEL))
 
 
 def allocate_weights(
@@ -60,21 +61,21 @@ def allocate_weights(
     layers = L if panels else 0
     C = len(shape.clusters)
     return structs.Weights(
-        table=np.zeros((table_rows, G), np.float32),
-        embedding=np.zeros((0, 0) if table_rows else (V, E), np.float32),
+        table=aligned_zeros((table_rows, G)),
+        embedding=aligned_zeros((0, 0) if table_rows else (V, E)),
         Wx0=_panels(E, G),
-        b=np.zeros((L, G), np.float32),
-        bh=np.zeros((L, H), np.float32),
+        b=aligned_zeros((L, G)),
+        bh=aligned_zeros((L, H)),
         Wx=_panels(max(0, layers - 1), H, G, pairs=pairs),
         Wh=_panels(layers, H, G, pairs=pairs),
         WxT=_panels(L - 1 if backward else 0, G, H, pairs=pairs),
         WhT=_panels(L if backward else 0, G, H, pairs=pairs),
         Wy=_panels(H, V if panels else 0, pairs=pairs),
         WyT=_panels(V if backward else 0, H, pairs=pairs),
-        by=np.zeros(V, np.float32),
+        by=aligned_zeros(V),
         Wc=_panels(H, C),
         WcT=_panels(C if backward else 0, H),
-        bc=np.zeros(C, np.float32),
+        bc=aligned_zeros(C),
         clusters=np.array([*shape.clusters, V], np.int64),
     )
 
@@ -96,10 +97,10 @@ def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> s
     G = shape.G
     table = packed.table
     if table.shape[0] != table_rows:
-        table = np.zeros((table_rows, G), np.float32)
+        table = aligned_zeros((table_rows, G))
     return packed._replace(
         table=table,
-        embedding=np.zeros((0, 0), np.float32),
+        embedding=aligned_zeros((0, 0)),
         WxT=_panels(L - 1, G, H),
         WhT=_panels(L, G, H),
         WyT=_panels(shape.V, H),
@@ -141,17 +142,17 @@ def allocate_workspace(
     is_gru = shape.cell is Cell.GRU
     is_lstm = shape.cell is Cell.LSTM
     return structs.Workspace(
-        gates=np.zeros((L, steps, rows, shape.G), np.float32),
-        ah=np.zeros((L, steps if is_gru else 0, rows, 3 * H), np.float32),
-        hs=np.zeros((L, steps + 1, rows, H), np.float32),
-        cs=np.zeros((L, steps + 1 if is_lstm else 0, rows, H), np.float32),
-        dhs=np.zeros((steps if backward else 0, rows, H), np.float32),
-        logits=np.zeros((logit_rows, width), np.float32),
-        keep=np.zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
-        dropped=np.zeros((dropping, rows, H), np.float32),
+        gates=aligned_zeros((L, steps, rows, shape.G)),
+        ah=aligned_zeros((L, steps if is_gru else 0, rows, 3 * H)),
+        hs=aligned_zeros((L, steps + 1, rows, H)),
+        cs=aligned_zeros((L, steps + 1 if is_lstm else 0, rows, H)),
+        dhs=aligned_zeros((steps if backward else 0, rows, H)),
+        logits=aligned_zeros((logit_rows, width)),
+        keep=aligned_zeros((L - 1, dropping, rows, keep_bytes(H)), np.uint8),
+        dropped=aligned_zeros((dropping, rows, H)),
         scale=np.ones(2, np.float32),
-        top_keep=np.zeros((1, top, rows, keep_bytes(H)), np.uint8),
-        top=np.zeros((top_rows if drops_top else 0, H), np.float32),
+        top_keep=aligned_zeros((1, top, rows, keep_bytes(H)), np.uint8),
+        top=aligned_zeros((top_rows if drops_top else 0, H)),
         block=gather(max(H, shape.E), shape.G) if backward else gather(0, 0),
     )
 
@@ -159,7 +160,7 @@ def allocate_workspace(
 def allocate_state(shape: Shape, rows: int) -> structs.State:
     """Returns the zero state of `rows` sequences."""
     size = (shape.L, rows, shape.H)
-    return structs.State(np.zeros(size, np.float32), np.zeros(size, np.float32))
+    return structs.State(aligned_zeros(size), aligned_zeros(size))
 
 
 def pack_for_inference(

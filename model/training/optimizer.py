@@ -207,10 +207,6 @@ class Optimizer:
         config = self.config
         size = gradient.flat.size
         nothing: npt.NDArray[np.float32] = np.zeros(0, np.float32)
-        means, squares, mean = (
-            nothing if part is None else part.flat
-            for part in (self.means, self.squares, self.mean and self.mean.parameters)
-        )
         rules = {
             OptimizerKind.SGD: step_series.SGD,
             OptimizerKind.ADAGRAD: step_series.ADAGRAD,
@@ -219,9 +215,9 @@ class Optimizer:
         return Update(
             weights=self.parameters.flat,
             gradient=gradient.flat,
-            means=means,
-            squares=squares,
-            mean=mean,
+            means=nothing if self.means is None else self.means.flat,
+            squares=nothing if self.squares is None else self.squares.flat,
+            mean=nothing if self.mean is None else self.mean.parameters.flat,
             norms=np.zeros(-(-size // optimizers.BLOCK)),
             rule=rules[config.kind],
             clip_value=_float32(config.clip_value),
