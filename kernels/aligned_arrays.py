@@ -25,6 +25,6 @@ def aligned_zeros(shape: tuple[int, ...] | int, dtype: npt.DTypeLike = np.float3
     sizes = (shape,) if isinstance(shape, int) else shape
     kind = np.dtype(dtype)
     size = math.prod(sizes) * kind.itemsize
-    room = np.zeros(size + _LINE_BYTES, np.uint8)
-    start = -room.ctypes.data % _LINE_BYTES
-    return room[start : start + size].view(kind).reshape(sizes)
+    buffer = np.zeros(size + _LINE_BYTES, np.uint8)
+    start = -buffer.ctypes.data % _LINE_BYTES
+    return buffer[start : start + size].view(kind).reshape(sizes)

@@ -13,7 +13,6 @@ from treadle.kernels.dropout import Dropout
 from treadle.kernels.jit import jit
 from treadle.kernels.network import train_shard
 from treadle.kernels.structs import (
-    Array,
     Bools,
     Gradients,
     Ints,
@@ -32,49 +31,10 @@ from treadle.kernels.weight_packing import (
 
 
 @jit
-def count_targets(tokens: Ints, targets: Ints, V: int) -> int:
-    """Counts the targets of a batch, and checks that everything in it is in the vocabulary.
-
-    Args:
-        tokens: (T, B).
-        targets: (T, B); below 0 where there is nothing to learn.
-        V: tokens in the vocabulary.
-
-    Returns:
-        The number of targets; -1 if a token or a target is not in the vocabulary.
-    """
-    read = tokens.reshape(tokens.size)
-    expected = targets.reshape(targets.size)
-    count = 0
-    outside = 0
-    for n in range(read.size):
-        outside += (read[n] < 0) | (read[n] >= V)
-    for n in range(expected.size):
-        outside += (expected[n] < -1) | (expected[n] >= V)
-        count += expected[n] >= 0
-    return -1 if outside else count
-
-
-@jit
 def pack_parameters(parameters: Parameters, weights: Weights, used: Ints) -> None:
     """Packs what both passes read, as `pack_weights` and `pack_transposes`."""
     pack_weights(parameters, weights, used)
     pack_transposes(parameters, weights)
-
-
-@jit
-def add_shards(others: Array, total: Array, first: int, last: int) -> None:
-    """Adds the gradients of further shards to that of the first, shard by shard.
-
-    Args:
-        others: (S, N), the further shards in order.
-        total: (N,), elements `first` to `last` of which are added to.
-        first: the first element.
-        last: the element after the last.
-    """
-    for shard in range(others.shape[0]):
-        for n in range(first, last):
-            total[n] += others[shard, n]
 
 
 @jit

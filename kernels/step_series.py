@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO
-from treadle.kernels.batch import add_shards, count_targets
 from treadle.kernels.dropout import Dropout
-from treadle.kernels.jit import jit, jit_views, jit_views_apart
+from treadle.kernels.jit import jit_views, jit_views_apart
 from treadle.kernels.network import train_shard
 from treadle.kernels.optimizers import (
     adagrad,
@@ -26,6 +25,7 @@ from treadle.kernels.optimizers import (
     sgd,
     sums_of_squares,
 )
+from treadle.kernels.shards import add_shards
 from treadle.kernels.structs import (
     Array,
     Bools,
@@ -143,45 +143,35 @@ class ShardSum(NamedTuple):
     """(shards - 1, M), of the others."""
 
 
-@jit
-def count_series(tokens: Ints, targets: Ints, lengths: Ints, V: int, counts: Ints) -> bool:
-    """Counts the targets of every batch of a series.
-
-    Args:
-        tokens: (N, B), the steps of all batches.
-        targets: (N, B).
-        lengths: (S,), steps of every batch.
-        V: tokens in the vocabulary.
-        counts: (S,), written.
-
-    Returns:
-        Whether all tokens and targets are in the vocabulary.
-    """
-    first = 0
-    for n in range(lengths.size):
-        last = first + lengths[n]
-        counts[n] = count_targets(tokens[first:last], targets[first:last], V)
-        if counts[n] < 0:
-            return False
-        first = last
-    return True
-
-
 @jit_views
 def _run_shard(
-    cell: int, weights: Weights, shard: Shard, series: Series, n: int, first: int,
-    dropout: Dropout, top: Dropout,
-) -> float:  # fmt: skip
+    cell: int,
+    weights: Weights,
+    shard: Shard,
+    series: Series,
+    n: int,
+    first: int,
+    dropout: Dropout,
+    top: Dropout,
+) -> float:
     """Runs both passes of a shard over batch `n`, whose steps begin at `first`."""
     last = first + series.lengths[n]
     step = dropout.step + np.uint64(n)
     own = Dropout(dropout.seed, step, shard.first_row, dropout.kept)
     own_top = Dropout(top.seed, step, shard.first_row, top.kept)
     loss: float = train_shard(
-        cell, weights, shard.work, shard.gradients, shard.state, shard.tokens[first:last],
-        shard.targets[first:last], shard.fresh[n], np.float32(1 / max(series.counts[n], 1)),
-        own, own_top,
-    )  # fmt: skip
+        cell,
+        weights,
+        shard.work,
+        shard.gradients,
+        shard.state,
+        shard.tokens[first:last],
+        shard.targets[first:last],
+        shard.fresh[n],
+        np.float32(1 / max(series.counts[n], 1)),
+        own,
+        own_top,
+    )
     return loss
 
 
@@ -215,11 +205,20 @@ def _update(update: Update, series: Series, n: int, first: int, last: int) -> No
     gradient = update.gradient[first:last]
     if update.rule == ADAM:
         adam(
-            weights, gradient, update.means[first:last], update.squares[first:last], scale, rate,
-            update.decay, settings[CORRECTIONS], settings[CORRECTIONS + 1],
-            settings[CORRECTIONS + 2], settings[CORRECTIONS + 3], settings[CORRECTIONS + 4],
+            weights,
+            gradient,
+            update.means[first:last],
+            update.squares[first:last],
+            scale,
+            rate,
+            update.decay,
+            settings[CORRECTIONS],
+            settings[CORRECTIONS + 1],
+            settings[CORRECTIONS + 2],
+            settings[CORRECTIONS + 3],
+            settings[CORRECTIONS + 4],
             settings[CORRECTIONS + 5],
-        )  # fmt: skip
+        )
     elif update.rule == ADAGRAD:
         adagrad(weights, gradient, update.squares[first:last], scale, rate, update.decay)
     else:
@@ -230,10 +229,20 @@ def _update(update: Update, series: Series, n: int, first: int, last: int) -> No
 
 @jit_views_apart
 def train_series(
-    cell: int, parameters: Parameters, weights: Weights, one: Shard, two: Shard, total: ShardSum,
-    series: Series, dropout: Dropout, top: Dropout, used: Ints, block: RowBlock, out: Parameters,
+    cell: int,
+    parameters: Parameters,
+    weights: Weights,
+    one: Shard,
+    two: Shard,
+    total: ShardSum,
+    series: Series,
+    dropout: Dropout,
+    top: Dropout,
+    used: Ints,
+    block: RowBlock,
+    out: Parameters,
     update: Update,
-) -> int:  # fmt: skip
+) -> int:
     """Takes the steps of a series; several threads may make the same call at the same time.
 
     Args:

@@ -2,7 +2,7 @@
 
 The work comes in phases of a few items. Every thread takes items until none is left, and waits
 until the last one is finished. A thread that comes late finds less to do, and one that does not
-come at all is not missed: whoever is there takes everything. Which thread takes an item changes
+come at all is not missed, since the others take its items. Which thread takes an item changes
 no bit, as long as items of a phase write to different places.
 
 To wake a thread takes longer than a phase of a small network. So a thread waits in a loop first.
@@ -13,9 +13,6 @@ The counters are an int64 array (phases + 1, LINE); two threads never count in o
 
 from __future__ import annotations
 
-import platform
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +41,8 @@ _NAP_US = 50
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
 
-_lock = threading.Lock()
+_turn = [True]
+"""What a thread holds while it counts in plain Python."""
 
 
 def allocate_counters(phases: int) -> Counters:
@@ -76,7 +74,7 @@ def _read(typing_context: Any, counters: Any, place: Any) -> Any:
 
 def _pause(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if platform.machine() in ("x86_64", "AMD64"):
+        if builder.module.triple.lower().startswith(("x86_64", "amd64")):
             kind = ir.FunctionType(ir.VoidType(), [])
             builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind), [])
         return context.get_dummy_value()
@@ -97,9 +95,15 @@ def _sleep(typing_context: Any) -> Any:
 
 
 def _python_add_one(counters: Counters, place: int) -> int:
-    with _lock:
-        before = int(counters.reshape(-1)[place])
-        counters.reshape(-1)[place] = before + 1
+    while True:
+        try:
+            _turn.pop()
+            break
+        except IndexError:  # another thread counts
+            continue
+    before = int(counters.reshape(-1)[place])
+    counters.reshape(-1)[place] = before + 1
+    _turn.append(True)
     return before
 
 
@@ -111,19 +115,15 @@ def _python_pause() -> None:
     pass
 
 
-def _python_sleep() -> None:
-    time.sleep(_NAP_US / 1e6)
-
-
 _add: Callable[[Counters, int], int] = _python_add_one if PYTHON_MODE else intrinsic(_add_one)
 _look: Callable[[Counters, int], int] = _python_read if PYTHON_MODE else intrinsic(_read)
 _rest: Callable[[], None] = _python_pause if PYTHON_MODE else intrinsic(_pause)
-_nap: Callable[[], None] = _python_sleep if PYTHON_MODE else intrinsic(_sleep)
+_nap: Callable[[], None] = _python_pause if PYTHON_MODE else intrinsic(_sleep)
 
 
 @jit_views
 def take(counters: Counters, phase: int) -> int:
-    """Returns the number of the next item of a phase; beyond its last item there is none left."""
+    """Returns the number of the next item of a phase; past its last item the numbers continue."""
     return _add(counters, phase * LINE)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treadle.kernels import batch, network, step_series, structs
+from treadle.kernels import batch, network, shards, step_series, structs
 from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.dropout import Dropout, kept_levels
 from treadle.kernels.gemm_transposed import allocate_row_block
@@ -221,7 +221,7 @@ class Engine:
         """
         tokens = np.ascontiguousarray(tokens)
         targets = np.ascontiguousarray(targets)
-        count = batch.count_targets(tokens, targets, self.shape.V)
+        count = shards.count_targets(tokens, targets, self.shape.V)
         if count < 0:
             check_tokens(tokens, self.shape.V)
             check_tokens(targets, self.shape.V, least=-1)
@@ -278,7 +278,7 @@ class Engine:
             TokenError: A token or target is not in the vocabulary.
         """
         counts = np.zeros(lengths.size, np.int32)
-        if not step_series.count_series(tokens, targets, lengths, self.shape.V, counts):
+        if not shards.count_series(tokens, targets, lengths, self.shape.V, counts):
             check_tokens(tokens, self.shape.V)
             check_tokens(targets, self.shape.V, least=-1)
         return counts
@@ -316,7 +316,7 @@ class Engine:
             np.zeros((lengths.size, step_series.RESULTS)),
             allocate_counters(step_series.PHASES * lengths.size),
         )
-        shards = [
+        cut = [
             step_series.Shard(
                 shard.work,
                 shard.gradients,
@@ -333,8 +333,8 @@ class Engine:
             self.cell,
             self.parameters.stacks,
             self._weights,
-            shards[0],
-            shards[-1],
+            cut[0],
+            cut[-1],
             total,
             series,
             *self._dropouts(np.uint64(step), 0),
@@ -351,7 +351,7 @@ class Engine:
                 give_up(series.counters)
                 raise
 
-        self.pool.map(run, range(min(self.pool.threads, len(shards))))
+        self.pool.map(run, range(min(self.pool.threads, len(self._shards))))
         return series.results
 
     def _dropouts(self, step: np.uint64, first_row: int) -> tuple[Dropout, Dropout]:
@@ -427,10 +427,10 @@ class Engine:
         """Adds every shard's gradient to the first one's, in order."""
 
         def add_own(part: slice) -> None:
-            batch.add_shards(self._own[1:], self._own[0], part.start, part.stop)
+            shards.add_shards(self._own[1:], self._own[0], part.start, part.stop)
 
         def add_tail(part: slice) -> None:
-            batch.add_shards(self._tails, self._tail, part.start, part.stop)
+            shards.add_shards(self._tails, self._tail, part.start, part.stop)
 
         self.pool.map(add_own, parts(self._own.shape[1]))
         self.pool.map(add_tail, parts(self._tail.size))

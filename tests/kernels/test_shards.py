@@ -1,11 +1,11 @@
-"""What a batch of one shard does in one call, and what is checked before it."""
+"""What is checked of a batch before its shards, and how their gradients are added."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from small_networks import same_bytes
 
-from treadle.kernels.batch import add_shards, count_targets
+from treadle.kernels.shards import add_shards, count_targets
 
 Ints = NDArray[np.int32]
 
