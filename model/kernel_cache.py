@@ -43,13 +43,18 @@ def all_compiled() -> bool:
 
 
 def note_all_compiled() -> None:
-    """Notes in the disk cache that it holds every kernel.
+    """Notes in the disk cache that it holds every kernel; not where one could not be written.
 
     Later processes then load kernels without asking whether others should help to compile them.
     """
-    if not PYTHON_MODE:
+    if not PYTHON_MODE and all(_is_kept(kernel) for kernel in KERNELS):
         with suppress(OSError):  # then others ask
             _note().touch()
+
+
+def _is_kept(kernel: Any) -> bool:
+    """Returns whether the disk holds a kernel, where it was compiled and is to be kept."""
+    return not (kernel.signatures and kernel.state) or kernel._cache.is_filled()
 
 
 def _note() -> Path:

@@ -55,14 +55,22 @@ class Warmup:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How many kernels are ready and how many there are; (0, 0) once all are."""
-        return (0, 0) if self.done else kernels_ready()
+        """How many kernels are ready and how many there are; (0, 0) once all are.
+
+        A kernel counts once it is compiled for any types, but may be needed for others as well.
+        So a group that is not ready yet counts as one kernel that is not, at least.
+        """
+        if self.done:
+            return (0, 0)
+        ready, total = kernels_ready()
+        left = sum(not event.is_set() for event in self._ready.values())
+        return min(ready, total - left), total
 
     def reason(self, group: KernelGroup = KernelGroup.INFERENCE) -> str:
         """Returns why kernels of a group cannot be called yet; empty once they can."""
         if self._ready[group].is_set():
             return ""
-        ready, total = kernels_ready()
+        ready, total = self.progress
         return f"the server is compiling its kernels ({ready} of {total})"
 
     def check(self) -> None:
@@ -85,10 +93,12 @@ class Warmup:
             group: What the call needs, in addition to INFERENCE.
 
         Raises:
-            StatusError: UNAVAILABLE with RetryInfo: they are not ready after half a minute.
+            StatusError: UNAVAILABLE with RetryInfo: they are not ready after half a minute, or
+                not even those of INFERENCE are.
         """
         if self._ready[group].is_set():
             return
+        self.check()
         logger.info("a call waits for the kernels of %s", group.value)
         try:
             await asyncio.wait_for(self._ready[group].wait(), _PATIENCE_S)

@@ -1,13 +1,16 @@
 """`Compilers` are processes that compile kernels into the disk cache, several at a time.
 
 Compiling holds the interpreter lock, so threads do not share the work. Each process gets the number
-of one task at a time (see `groups`), and ends when its input does, so that it does not outlive this
-process for longer than a task.
+of one task at a time (see `groups`). It ends when its input does, and Linux kills it when this
+process dies.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +24,8 @@ _PROGRAM = "from treadle.model.warmup.compilers import obey; obey()"
 
 _MOST = 4
 """Processes at most; there is not more to do at the same time."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 def useful_processes() -> int:
@@ -81,7 +86,7 @@ class Compilers:
     def _start(self) -> None:
         # In a session of its own: Ctrl-C is for this process, which then ends the others.
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-c", _PROGRAM, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -118,10 +123,23 @@ class Compilers:
 
 
 def obey() -> None:
-    """Runs the tasks that are named on the standard input, and says when each is done."""
+    """Runs the tasks that are named on the standard input, and says when each is done.
+
+    The only argument of the process is the number of the one that started it.
+    """
+    _die_with(int(sys.argv[1]))
+    gc.disable()  # see `no_collection`; a process that lives this shortly needs none at all
     os.nice(5)  # calls that can be answered already come first
     for line in sys.stdin:
         group, number = line.split()
         with suppress(Exception):  # who needs the kernels gets the error
             TASKS[KernelGroup[group]][int(number)]()
         print("done", flush=True)
+
+
+def _die_with(parent: int) -> None:
+    """Asks Linux to kill this process when its parent dies; ends it if that has happened."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -42,6 +43,8 @@ from treadle.server.messages.session_states import SessionStates
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.telemetry.generation_metrics import GenerationMetrics
 from treadle.v1 import sequence_pb2 as pb
+
+_Found = TypeVar("_Found")
 
 _ECHO_BYTES = 1 << 18
 """About the bytes of an echo in one message; the next ones are made when these are sent."""
@@ -104,6 +107,7 @@ class GenerateHandler:
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
         texts = max(request.n, 1)
         caller = current_caller().name
+        await _in_time(self._resolver.await_kernels(request), deadline, _COMPILED)
         use = self._admission.quotas.current()
         with (
             use.admit_sessions(texts),
@@ -114,7 +118,7 @@ class GenerateHandler:
             call = _Call(
                 request,
                 sampling,
-                await _loaded(self._resolver.resolve(request), deadline),
+                await _in_time(self._resolver.resolve(request), deadline, _LOADED),
                 SessionStates(self._sealer, caller),
                 CallTask(self._scheduler, caller),
                 deadline,
@@ -158,15 +162,26 @@ class GenerateHandler:
                 counts.end()
 
 
-async def _loaded(loading: Awaitable[ResolvedModel], deadline: Deadline) -> ResolvedModel:
-    """Returns the model; the time of the call may end while it is loaded."""
+_COMPILED = "the kernels that the call needs were compiled; repeat it in a while"
+_LOADED = "the model was loaded; the next call finds it loaded"
+"""What may take so long that the time of a call ends, and what to do about it."""
+
+
+async def _in_time(work: Awaitable[_Found], deadline: Deadline, what: str) -> _Found:
+    """Returns what comes of some work; the time of the call may end before.
+
+    Args:
+        work: What to wait for.
+        deadline: The end of the call's time.
+        what: What happens meanwhile, as a clause.
+
+    Raises:
+        StatusError: DEADLINE_EXCEEDED: the time is over.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline.left_s):
-            return await loading
-    text = (
-        "max_time_s, or the time that the server gives to a call, ended while the model was "
-        "loaded; the next call finds it loaded"
-    )
+            return await work
+    text = f"max_time_s, or the time that the server gives to a call, ended while {what}"
     raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
 
 
@@ -239,8 +254,11 @@ class _Call:
             self._state = await self._task.run(
                 lambda turn_s: self._states.read(self.model, request.state, "state")
             )
+        if self._state is not None:
+            compiling = resolver.await_kernels(request, self._state)
+            await _in_time(compiling, self._deadline, _COMPILED)
         finding = resolver.at_precision(self._resolved, request, self._state)
-        self._resolved = await _loaded(finding, self._deadline)
+        self._resolved = await _in_time(finding, self._deadline, _LOADED)
         self.model = self._resolved.model
 
     async def prepare(self, constraints: ConstraintBuilder) -> None:

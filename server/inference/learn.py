@@ -86,13 +86,13 @@ class LearnHandler:
         """
         spec = learn_request.first_message(await self._pending_streams.first(requests))
         asked = learn_request.learning(spec)
+        await self._resolver.require(KernelGroup.LEARNING)
         use = self._admission.quotas.current()
         meter = use.meter()
         tokens = 0
         with use.admit_sessions():
             async with self._admission.learning_streams.admit() as open_stream:
                 source = await self._resolver.stored(spec.model, spec.version)
-                await self._resolver.require(KernelGroup.LEARNING)
                 units = asked.on_error != pb.ON_ERROR_UNSPECIFIED
                 size = learner_bytes(source.model.parameters.shape, asked.config, units)
                 with (

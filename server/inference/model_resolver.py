@@ -58,12 +58,34 @@ class ModelResolver:
         best = request.job_weights == pb.JOB_WEIGHTS_BEST
         return await self._models.get_job(request.job, best)
 
+    async def await_kernels(
+        self, request: SourceRequest, state: SessionState | None = None
+    ) -> None:
+        """Waits until the kernels that a request needs are compiled, as right after a first start.
+
+        To be called before the request takes any place that others may need.
+
+        Args:
+            request: The request.
+            state: The state from which it continues, once that is read. It may keep a precision
+                that the request does not name; then this is to be called again.
+
+        Raises:
+            StatusError: UNAVAILABLE: the kernels are not ready.
+        """
+        is_known = state is not None or not getattr(request, "state", b"")
+        is_known = is_known or asked_precision(request) is not None
+        if is_known and self._precision_of(request, state) is InferencePrecision.INT8:
+            await self.require(KernelGroup.INT8)
+        if any(getattr(request, name, 0) for name in _DETAILS):
+            await self.require(KernelGroup.DETAILS)
+        if getattr(request, "novelty", False):
+            await self.require(KernelGroup.NOVELTY)
+
     async def at_precision(
         self, found: ResolvedModel, request: SourceRequest, state: SessionState | None = None
     ) -> ResolvedModel:
         """Returns a model in the precision in which a request computes.
-
-        Right after a first start it waits until the kernels that the request needs are compiled.
 
         Args:
             found: The model, as `resolve` returned it.
@@ -73,18 +95,16 @@ class ModelResolver:
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: the model does not fit into memory in this precision.
-                UNAVAILABLE: the kernels are not ready.
         """
-        precision = asked_precision(request)
-        if precision is None:
-            precision = self._precision if state is None else state.precision
-        if precision is InferencePrecision.INT8:
-            await self.require(KernelGroup.INT8)
-        if any(getattr(request, name, 0) for name in _DETAILS):
-            await self.require(KernelGroup.DETAILS)
-        if getattr(request, "novelty", False) and found.model.novelty is not None:
-            await self.require(KernelGroup.NOVELTY)
-        return await self._models.at_precision(found, precision)
+        return await self._models.at_precision(found, self._precision_of(request, state))
+
+    def _precision_of(
+        self, request: SourceRequest, state: SessionState | None
+    ) -> InferencePrecision:
+        asked = asked_precision(request)
+        if asked is not None:
+            return asked
+        return self._precision if state is None else state.precision
 
     async def stored(self, name: str, version: int) -> ResolvedModel:
         """Returns a stored model.

@@ -95,6 +95,7 @@ class ScoreHandler:
             StatusError: The request is refused or fails.
         """
         asked = score_request.scoring(request)
+        await self._resolver.await_kernels(request)
         use = self._admission.quotas.current()
         with use.spend_tokens(_estimate(request.texts)) as spent, self._admission.calls.admit():
             async with work_within(self._max_call_s, _FEWER):
@@ -107,6 +108,7 @@ class ScoreHandler:
         states = self._states()
         found = await self._resolver.resolve(request)
         state = await _read_state(task, states, found.model, request.state, "state")
+        await self._resolver.await_kernels(request, state)
         source = await self._resolver.at_precision(found, request, state)
         reply = pb.ScoreResponse(
             version=source.version,
@@ -143,6 +145,7 @@ class ScoreHandler:
         """
         spec = _spec(await self._pending_streams.first(requests))
         asked = score_request.stream_scoring(spec)
+        await self._resolver.await_kernels(spec)
         use = self._admission.quotas.current()
         meter = use.meter()
         tokens = 0
@@ -161,6 +164,7 @@ class ScoreHandler:
                         state = await _read_state(
                             task, states, found.model, spec.state, "spec.state"
                         )
+                        await self._resolver.await_kernels(spec, state)
                         stream = ScoreStream(
                             await self._resolver.at_precision(found, spec, state),
                             spec,
@@ -209,6 +213,7 @@ class ScoreHandler:
             StatusError: The request is refused or fails.
         """
         policy = score_request.embedding_policy(request)
+        await self._resolver.await_kernels(request)
         estimate = _estimate(request.texts) + len(request.tokens)
         use = self._admission.quotas.current()
         with use.spend_tokens(estimate) as spent, self._admission.calls.admit():

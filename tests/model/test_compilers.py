@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,8 +43,22 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def gone(process: int) -> bool:
     return not Path(f"/proc/{process}").exists()
+
+
+def status(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z (zombie)"
 
 
 def test_every_task_is_run_once(done: Path) -> None:
@@ -100,11 +117,40 @@ def test_a_process_ends_with_its_input(done: Path) -> None:
     started.wait(KernelGroup.BF16)
     assert process.stdin is not None
     process.stdin.close()
-    end = time.monotonic() + PATIENCE_S
-    while process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None)
     started.close()
+
+
+OWNER = """
+import os, sys, time
+from treadle.model.warmup import compilers
+compilers._PROGRAM = sys.argv[1]
+started = compilers.Compilers(1)
+print(started._processes[0].pid, flush=True)
+time.sleep(600)
+"""
+
+LONG = """
+import os, sys, time
+from pathlib import Path
+from treadle.model.warmup import compilers, groups
+def task():
+    Path({path!r}).touch()
+    time.sleep(600)
+groups.TASKS[groups.KernelGroup.INFERENCE] = (task,) * 9
+compilers.obey()
+"""
+
+
+def test_a_process_dies_with_what_started_it_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    command = [sys.executable, "-c", OWNER, LONG.format(path=str(begun))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        process = int(owner.stdout.readline())
+        wait_for(begun.exists)
+        owner.kill()
+    wait_for(lambda: gone(process) or "Z (zombie)" in status(process))
 
 
 def test_there_are_no_more_processes_than_processors() -> None:

@@ -42,6 +42,9 @@ class Resolver:
     async def require(self, *_: object) -> None:
         """Waits for no kernel."""
 
+    async def await_kernels(self, *_: object) -> None:
+        """Waits for no kernel."""
+
 
 @dataclass
 class Handlers:

@@ -48,6 +48,9 @@ class ModelResolver:
         await asyncio.sleep(0)
         return ResolvedModel(self.model, version=3)
 
+    async def await_kernels(self, *_: object) -> None:
+        """Waits for no kernel."""
+
     async def at_precision(self, found: ResolvedModel, *_: object) -> ResolvedModel:
         return found
 
@@ -205,6 +208,14 @@ def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
 
     resolver.resolve = Never().resolve
     with pytest.raises(StatusError, match="ended while the model was loaded"):
+        replies_of(handler, prompt="ab", max_time_s=0.001)
+
+    class Compiling(ModelResolver):
+        async def await_kernels(self, *_: object) -> None:
+            await asyncio.Event().wait()
+
+    resolver.await_kernels = Compiling().await_kernels
+    with pytest.raises(StatusError, match="ended while the kernels that the call needs were com"):
         replies_of(handler, prompt="ab", max_time_s=0.001)
 
 

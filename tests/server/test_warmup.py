@@ -163,11 +163,13 @@ sys.exit(main())
 
 
 @contextmanager
-def late(folder: Path, patience_s: float) -> Iterator[tuple[Caller, subprocess.Popen[str]]]:
+def late(
+    folder: Path, patience_s: float, *more: str
+) -> Iterator[tuple[Caller, subprocess.Popen[str]]]:
     """Starts a server that serves, and whose other groups are ready once there is a file."""
     address = f"unix:{folder}/socket"
     flags = ("--address", address, "--data-dir", str(folder / "data"), "--standby-workers", "0")
-    command = [sys.executable, "-c", LATE, str(folder), str(patience_s), *flags]
+    command = [sys.executable, "-c", LATE, str(folder), str(patience_s), *flags, *more]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         caller = Caller(address)
         try:
@@ -186,8 +188,9 @@ def open_group(folder: Path, *groups: str) -> None:
         (folder / group).touch()
 
 
-def test_calls_wait_for_the_kernels_that_they_need(folder: Path) -> None:
-    with late(folder, PATIENCE_S) as (caller, _), ThreadPoolExecutor() as threads:
+def test_calls_wait_for_the_kernels_that_they_need_and_take_no_place(folder: Path) -> None:
+    one = ("--inference-limit", "1", "--session-limit", "1")
+    with late(folder, PATIENCE_S, *one) as (caller, _), ThreadPoolExecutor() as threads:
         training = caller.train(tiny_spec("m"), TEXT)
         assert "is compiling its kernels" in next(training).state.reason
         open_group(folder, "TRAINING")
@@ -264,6 +267,21 @@ def test_novelty_waits_for_its_kernels(folder: Path) -> None:
         assert not waiting.done()
         open_group(folder, "NOVELTY")
         assert waiting.result(PATIENCE_S)[-1].result.HasField("novelty")
+
+
+def test_progress_ends_only_with_the_last_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel counts from its first compiled form on, but there are others."""
+    monkeypatch.setattr(warmup, "kernels_ready", lambda: (99, 99))
+    warming = warmup.Warmup()
+    *first, last = KernelGroup
+    assert warming.progress == (99 - len(KernelGroup), 99)
+    for group in first:
+        warming._ready[group].set()
+    assert warming.progress == (98, 99)
+    assert warming.reason(last) == "the server is compiling its kernels (98 of 99)"
+    warming._ready[last].set()
+    assert warming.progress == (0, 0)
+    warming.close()
 
 
 def test_a_server_stopped_while_it_compiles_ends_with_0(folder: Path) -> None:
