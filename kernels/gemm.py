@@ -65,7 +65,7 @@ def _one_row(A: Array, panels: Array, C: Array, add: bool) -> None:
         _one_row_tile(left, right, out, min(count - j, 4), K, N - j * PANEL, add)
 
 
-@jit_views
+@jit_views_apart
 def matmul_rows(A: Array, panels: Array, first: int, C: Array, add: bool) -> None:
     """Computes C (+)= A B', where B' is the rows of B from `first` on.
 

@@ -203,7 +203,7 @@ def _multiply_panel(
         i += 1
 
 
-@jit
+@jit_apart
 def matmul_rows(A: Array, panels: Pairs, first: int, C: Array, add: bool) -> None:
     """Computes C (+)= A B', where B' is the rows of B from `first` on.
 
@@ -292,7 +292,7 @@ def add_rows_transposed(
     return gathered
 
 
-@jit
+@jit_apart
 def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
     """Adds A^T B over pairs of rows, as `gemm_transposed.add_columns_transposed`.
 

@@ -89,7 +89,7 @@ def add_rows_transposed(
     return gathered
 
 
-@jit_views
+@jit_views_apart
 def add_columns_transposed(A: Array, B: Array, block: RowBlock, C: Array, column: int) -> None:
     """Computes C[:, column : column + N] += A^T B, the sum over rows in ascending order.
 

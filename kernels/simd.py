@@ -164,6 +164,14 @@ def _load_padded(typing_context: Any, array: Any, offset: Any, count: Any, fill:
     return vector_type(array, types.intp, types.intp, types.float32), generate
 
 
+def _load(typing_context: Any, array: Any, offset: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, mask = _place(context, builder, signature.args[0], *arguments)
+        return masked_load(builder, pointer, mask, ir.Constant(VECTOR, [0.0] * LANES))
+
+    return vector_type(array, types.intp, types.intp), generate
+
+
 def _store(typing_context: Any, array: Any, offset: Any, count: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, mask = _place(context, builder, signature.args[0], *arguments[:3])
@@ -218,6 +226,11 @@ def python_load_padded(array: Array, offset: int, count: int, fill: np.float32) 
     return vector
 
 
+def python_load(array: Array, offset: int, count: int) -> Array:
+    """Stands in for `load`."""
+    return python_load_padded(array, offset, count, ZERO)
+
+
 def python_store(array: Array, offset: int, count: int, value: Array) -> None:
     """Stands in for `store`."""
     width = min(count, LANES)
@@ -243,6 +256,9 @@ load_padded: Callable[[Array, int, int, np.float32], Array] = (
 )
 """load_padded(array, offset, count, fill): element n is array.flat[offset + n], or `fill` from
 `count` on."""
+
+load: Callable[[Array, int, int], Array] = python_load if PYTHON_MODE else intrinsic(_load)
+"""load(array, offset, count): element n is array.flat[offset + n], or 0 from `count` on."""
 
 store: Callable[[Array, int, int, Array], None] = python_store if PYTHON_MODE else intrinsic(_store)
 """store(array, offset, count, vector): array.flat[offset + n] = vector[n] for n below `count`."""
@@ -337,12 +353,6 @@ move_transposed: Callable[[Array, int, int, Array, int, int], None] = (
 )
 """move_transposed(source, start, row, target, to, step): target.flat[to + i * step + j] =
 source.flat[start + j * row + i] for i and j below LANES."""
-
-
-@jit_inline
-def load(array: Array, offset: int, count: int) -> Array:
-    """Returns a vector of array.flat[offset:], with 0 past the first `count` elements."""
-    return load_padded(array, offset, count, ZERO)
 
 
 @jit_inline

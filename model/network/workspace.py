@@ -14,6 +14,7 @@ from treadle.kernels.gemm_bf16 import allocate_pair_block, pair_count
 from treadle.kernels.gemm_packing import panel_count
 from treadle.kernels.gemm_tile import PANEL
 from treadle.kernels.gemm_transposed import allocate_row_block
+from treadle.kernels.panel_words import as_words
 from treadle.kernels.weight_packing import pack_weights
 from treadle.model.enums import Cell, InferencePrecision
 
@@ -33,7 +34,7 @@ def _panels(*shape: int, pairs: bool = False) -> Any:
     *stack, K, N = shape
     panels = (*stack, panel_count(N))
     if pairs:
-        return aligned_zeros((*panels, pair_count(K), PANEL), np.uint32)
+        return as_words(aligned_zeros((*panels, pair_count(K), PANEL), np.uint32))
     return aligned_zeros((*panels, K, PANEL))
 
 
@@ -78,6 +79,12 @@ def allocate_weights(
         bc=aligned_zeros(C),
         clusters=np.array([*shape.clusters, V], np.int64),
     )
+
+
+def _pair_block(M: int, N: int) -> structs.RowBlock:
+    """Returns an empty block for pairs of rows."""
+    block = allocate_pair_block(M, N)
+    return structs.RowBlock(as_words(block.left), as_words(block.right))
 
 
 def with_transposes(packed: structs.Weights, shape: Shape, table_rows: int) -> structs.Weights:
@@ -131,7 +138,7 @@ def allocate_workspace(
     Returns:
         The workspace, not yet filled.
     """
-    gather = allocate_pair_block if pairs else allocate_row_block
+    gather = _pair_block if pairs else allocate_row_block
     H = shape.H
     L = shape.L
     dropping = steps if drops and L > 1 else 0
@@ -214,6 +221,4 @@ def _with_int8_panels(parameters: Parameters, weights: structs.Weights) -> struc
         if layer:
             Wx[layer - 1] = gemm_int8.pack(stacks.Wx[layer - 1])
     Wy = gemm_int8.pack(stacks.embedding.T if shape.tied else stacks.Wy)
-    # Numba knows these arrays by their type: Any, since the fields are declared float32.
-    replaced: Any = {"Wx": Wx, "Wh": Wh, "Wy": Wy}
-    return weights._replace(**replaced)
+    return weights._replace(Wx=as_words(Wx), Wh=as_words(Wh), Wy=as_words(Wy))
