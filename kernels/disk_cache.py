@@ -44,8 +44,13 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
+from treadle.kernels.entries import Entry
+
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _DIGITS = 16
+_CODE = ".nbc"
+_ENTRY = ".nbe"
+"""What the names of the files of compiled kernels, and of their entries, end with."""
 _USED_S = 86_400.0
 """Seconds after which the use of a folder is noted again."""
 
@@ -95,8 +100,9 @@ class DiskCache(_Cache):  # type: ignore[misc]
 
     def flush(self) -> None:
         """Removes the kernel from the disk."""
-        for path in self._folder.glob(f"{self._name}-*.nbc"):
-            path.unlink(missing_ok=True)
+        for suffix in (_CODE, _ENTRY):
+            for path in self._folder.glob(f"{self._name}-*{suffix}"):
+                path.unlink(missing_ok=True)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Returns the compiled form for some types; None where the disk lacks it."""
@@ -116,18 +122,38 @@ class DiskCache(_Cache):  # type: ignore[misc]
             return None
         return _load(target_context, parts)
 
+    def load_entry(self, arguments: tuple[Any, ...], target_context: Any) -> Entry | None:
+        """Returns the entry for some types; None where the disk lacks it."""
+        if not self._enabled:
+            return None
+        codegen = target_context.codegen()
+        path = self._path(arguments, codegen).with_suffix(_ENTRY)
+        data = _read(path)
+        if data is None:
+            self._lock(path)
+            data = _read(path)
+        if data is None:
+            return None
+        name, object_code, constants = pickle.loads(data)
+        library = _Library(codegen, name, object_code, b"")
+        codegen._engine._defined_symbols.add(name)
+        return Entry(library, constants)
+
+    def save_entry(self, arguments: tuple[Any, ...], entry: Entry) -> None:
+        """Keeps an entry."""
+        if self._enabled:
+            library = entry.library
+            path = self._path(arguments, library.codegen).with_suffix(_ENTRY)
+            parts = (library.name, library._get_compiled_object(), entry.constants)
+            _keep(path, dumps(parts))
+
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keeps a compiled form."""
         if not self._enabled or data.library.has_dynamic_globals or data.lifted:
             return
         callees = self._kernel.callees(data.signature.args)
         payload = dumps((callees, data._reduce()))
-        path = self._path(sig, data.codegen)
-        try:
-            _write(path, payload)
-        except OSError as error:  # the kernel itself can be used
-            reason = f"{path} cannot be written: {error.strerror or error}"
-            warnings.warn(f"a compiled kernel is not kept: {reason}", RuntimeWarning, stacklevel=2)
+        _keep(self._path(sig, data.codegen), payload)
 
     def release(self) -> None:
         """Lets other processes compile this kernel; to be called once it is compiled or failed."""
@@ -139,7 +165,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
 
     def is_filled(self) -> bool:
         """Returns whether the disk has any compiled form of this kernel."""
-        return any(self._folder.glob(f"{self._name}-*.nbc"))
+        return any(self._folder.glob(f"{self._name}-*{_CODE}"))
 
     def _lock(self, path: Path) -> None:
         """Waits while another process compiles the same, and then keeps others from it.
@@ -159,15 +185,13 @@ class DiskCache(_Cache):  # type: ignore[misc]
         arguments, _ = sigutils.normalize_signature(sig)
         key = ([str(kind) for kind in arguments], codegen.magic_tuple(), self._state)
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:_DIGITS]
-        return self._folder / f"{self._name}-{digest}.nbc"
+        return self._folder / f"{self._name}-{digest}{_CODE}"
 
 
 class _Library(JITCodeLibrary):  # type: ignore[misc]
     """Code that was compiled before."""
 
-    def __init__(
-        self, codegen: Any, name: str, object_code: bytes, bitcode: bytes, entry: str
-    ) -> None:
+    def __init__(self, codegen: Any, name: str, object_code: bytes, bitcode: bytes) -> None:
         """Makes the code ready to be called.
 
         Args:
@@ -175,7 +199,6 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
             name: its name.
             object_code: the code itself.
             bitcode: the same in a form that callers copy.
-            entry: the name of the function that Python calls.
         """
         super().__init__(codegen, name)
         self._bitcode = bitcode
@@ -183,7 +206,6 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
         self.enable_object_caching()
         self._set_compiled_object(object_code)
         self._finalize_final_module()
-        codegen._engine._defined_symbols.add(entry)
 
     def _get_module_for_linking(self) -> Any:
         """Returns the bitcode, for a caller that is compiled."""
@@ -204,8 +226,7 @@ def _load(context: Any, parts: tuple[Any, ...]) -> Any:
         function()
     rtsys.initialize(context)
     name, _, (object_code, bitcode) = library
-    entry = described.llvm_cpython_wrapper_name
-    code = _Library(context.codegen(), name, object_code, bitcode, entry)
+    code = _Library(context.codegen(), name, object_code, bitcode)
     compiled = CompileResult(
         target_context=context,
         typing_context=context.typing_context,
@@ -236,6 +257,15 @@ def _read(path: Path) -> bytes | None:
         return None
     payload = data[_DIGEST_BYTES:]
     return payload if hashlib.sha256(payload).digest() == data[:_DIGEST_BYTES] else None
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Writes a file; a warning where that fails, for what was compiled can be used."""
+    try:
+        _write(path, data)
+    except OSError as error:
+        reason = f"{path} cannot be written: {error.strerror or error}"
+        warnings.warn(f"a compiled kernel is not kept: {reason}", RuntimeWarning, stacklevel=3)
 
 
 def _write(path: Path, data: bytes) -> None:

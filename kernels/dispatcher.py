@@ -7,15 +7,27 @@ matrix product is optimized once, not once in every function above it.
 
 The name is made of the function's name, its types and the state of the sources, so that it is the
 same in every process. Cached code can therefore refer to it.
+
+What Python calls is an *entry*: code that takes the arguments out of Python's objects and calls the
+function (see `entries`). For tuples of many arrays that is more code than most functions have, and
+only few of them are ever called by Python. So an entry is compiled apart, when Python needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
+from numba.core.sigutils import normalize_signature
+
+from treadle.kernels.code_library import KernelLibrary
+from treadle.kernels.entries import bind_entry, compile_entry
 
 Code = tuple[str, str, tuple[Any, ...]]
 """Where a kernel's code comes from: its module, its name, and the types of its arguments."""
@@ -38,6 +50,54 @@ class _Compiler(Compiler):  # type: ignore[misc]
         identity.unique_id = _STATES[identity.func]
         identity.unique_name = f"{identity.func_qualname}${identity.unique_id}"
         return super()._compile_bytecode()
+
+
+class _Compiling(threading.local):
+    """What this thread compiles."""
+
+    for_code = False
+    """Whether the kernel in hand is compiled for another kernel's code, not for Python."""
+
+
+_COMPILING = _Compiling()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Collects no garbage meanwhile.
+
+    A compiler makes millions of objects, most of which stay until it is done. To look through them
+    again and again would take a seventh of its time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def _kernel_libraries(codegen: Any) -> Iterator[None]:
+    """Has Numba put all that it compiles meanwhile into a `KernelLibrary` each."""
+    before = codegen._library_class
+    codegen._library_class = KernelLibrary
+    try:
+        yield
+    finally:
+        codegen._library_class = before
+
+
+@contextmanager
+def _for_code() -> Iterator[None]:
+    """Has kernels compiled for the code of others, which needs no entries."""
+    before = _COMPILING.for_code
+    _COMPILING.for_code = True
+    try:
+        yield
+    finally:
+        _COMPILING.for_code = before
 
 
 class _Apart(NamedTuple):
@@ -66,6 +126,8 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         self.apart = apart and bool(state)
         self.called: dict[tuple[Any, ...], tuple[str, ...]] = {}
         """By types: the names of what is compiled apart and called."""
+        self._entries: dict[tuple[Any, ...], Any] = {}
+        """By types: what Python calls."""
         pipeline = {"pipeline_class": _Compiler} if state else {}
         super().__init__(function, targetoptions={"nopython": True, **options}, **pipeline)
         if state:
@@ -73,17 +135,62 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
             _KERNELS[function.__module__, function.__qualname__] = self
 
     def compile(self, sig: Any) -> Any:
-        """Compiles or loads the function for some types."""
-        try:
-            return super().compile(sig)
-        finally:
-            release = getattr(self._cache, "release", None)  # Numba's own caches have none
-            if release is not None:
-                release()
+        """Compiles or loads the function for some types.
+
+        Returns:
+            What Python calls; where the function is compiled for other code, what stands for it.
+        """
+        codegen = self.targetctx.codegen()
+        with global_compiler_lock, no_collection(), _kernel_libraries(codegen):
+            try:
+                code = super().compile(sig)
+                self._release()
+                if not self.state or _COMPILING.for_code:
+                    return code
+                arguments, _ = normalize_signature(sig)
+                return self._entry(tuple(arguments))
+            finally:
+                self._release()
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Returns the types of a call in another kernel."""
+        with _for_code():
+            return super().get_call_template(args, kws)
+
+    def entry(self, arguments: tuple[Any, ...]) -> Any:
+        """Returns what Python calls, for some types."""
+        known = self._entries.get(arguments)
+        if known is not None:  # `compile` would wait while another thread compiles anything
+            return known
+        return self.compile(arguments)
+
+    def _entry(self, arguments: tuple[Any, ...]) -> Any:
+        known = self._entries.get(arguments)
+        if known is None:
+            compiled = self.overloads[arguments]
+            entry = self._cache.load_entry(arguments, self.targetctx)
+            if entry is None:
+                entry = compile_entry(self, compiled)
+                self._cache.save_entry(arguments, entry)
+            else:
+                compiled.environment.consts.extend(entry.constants)
+            known = bind_entry(compiled, entry.library)
+            self._entries[arguments] = known
+            self._insert([kind._code for kind in arguments], known, False)
+        return known
+
+    def _release(self) -> None:
+        """Lets other processes go on that wait for what was compiled."""
+        release = getattr(self._cache, "release", None)  # Numba's own caches have none
+        if release is not None:
+            release()
 
     def add_overload(self, cres: Any) -> None:
         """Takes up what was compiled or loaded."""
-        super().add_overload(cres)
+        if self.state:
+            self.overloads[tuple(cres.signature.args)] = cres
+        else:
+            super().add_overload(cres)
         arguments = cres.signature.args
         if arguments not in self.called:
             self.called[arguments] = _called(cres.library)
@@ -112,7 +219,8 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
             kernel = _KERNELS.get((module, function))
             if kernel is None or not kernel.apart:
                 return False
-            kernel.compile(types)
+            with _for_code():
+                kernel.compile(types)
             if name not in _APART:
                 return False
         self.called[arguments] = tuple(name for name, _ in callees)

@@ -250,6 +250,7 @@ def _compiled(
     compiled: Any = function
     if not PYTHON_MODE:
         options = {**_OPTIONS, "_nrt": counts_references}  # else a callee has its first caller's
+        options["no_cpython_wrapper"] = function.__closure__ is None  # see `entries`
         path = Path(inspect.getfile(function))
         module = _module_state(path)
         state = ""
@@ -288,10 +289,7 @@ def specialize(kernel: Function, *arguments: Any) -> Function:
         return kernel
     compiled: Any = kernel
     types = tuple(compiled.typeof_pyval(each) for each in arguments)
-    known = compiled.overloads.get(types)
-    if known is not None:  # `compile` would wait while another thread compiles anything
-        return cast("Function", known.entry_point)
-    return cast("Function", compiled.compile(types))
+    return cast("Function", compiled.entry(types))
 
 
 def jit_inline(function: Function) -> Function:

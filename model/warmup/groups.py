@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from treadle.kernels.dispatcher import no_collection
 from treadle.kernels.jit import BF16_MISSING
 from treadle.kernels.substring_match import longest_match_by_ranks
 from treadle.model.config import (
@@ -180,6 +181,7 @@ def warm(groups: Iterable[KernelGroup] = tuple(KernelGroup)) -> None:
     Args:
         groups: Which; all unless given.
     """
-    for group in groups:
-        for task in TASKS[group]:
-            task()
+    with no_collection():
+        for group in groups:
+            for task in TASKS[group]:
+                task()

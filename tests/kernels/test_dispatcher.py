@@ -102,3 +102,66 @@ def test_a_caller_whose_part_is_another_kernel_by_now_is_compiled_again(tmp_path
         check=True,
     )
     assert done.stdout.startswith(b"13.0 13.0 11.0")
+
+
+ENTRIES = """
+import sys
+import numpy as np
+from treadle.kernels.jit import KERNELS, jit
+
+@jit
+def ramp(n):
+    return np.arange(n), np.zeros(n, np.int8), "text"
+
+@jit
+def half(x):
+    if x < 0:
+        raise ValueError("below zero")
+    return x / 2
+
+@jit
+def quarter(x):
+    return half(x) / 2
+
+print(quarter(1.0), *(half(float(word)) for word in sys.argv[1:]))
+print(sum(sum(kernel.stats.cache_misses.values()) for kernel in KERNELS))
+try:
+    quarter(-1.0)
+except ValueError as error:
+    print(error)
+if "3" in sys.argv:  # an entry that makes objects of Python
+    print(ramp(2))
+"""
+
+
+def run_entries(program: Path, *words: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program), *words],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(program.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert lines.pop() == "(array([0, 1]), array([0, 0], dtype=int8), 'text')" if words else True
+    return lines
+
+
+def test_only_what_python_calls_has_an_entry(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ENTRIES)
+
+    def entries() -> list[str]:
+        return sorted(path.name.split("-")[0] for path in tmp_path.rglob("*.nbe"))
+
+    assert run_entries(program) == ["0.25", "2", "below zero"]
+    assert entries() == ["quarter"]
+    assert run_entries(program) == ["0.25", "0", "below zero"]
+    # It is made when Python calls; the kernel itself is not compiled again.
+    assert run_entries(program, "3") == ["0.25 1.5", "0", "below zero"]
+    assert entries() == ["half", "quarter", "ramp"]
+    # A damaged one is made again.
+    for path in tmp_path.rglob("*.nbe"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert run_entries(program, "3") == ["0.25 1.5", "0", "below zero"]
+    assert run_entries(program, "3") == ["0.25 1.5", "0", "below zero"]
