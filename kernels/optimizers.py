@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from treadle.kernels.activations import ONE
 from treadle.kernels.intrinsics import fma
-from treadle.kernels.jit import PYTHON_MODE, jit
+from treadle.kernels.jit import PYTHON_MODE, jit, jit_apart, jit_views_apart
 from treadle.kernels.simd import LANES, VECTOR, check_range
 
 Array = npt.NDArray[np.float32]
@@ -39,14 +39,14 @@ def add_into(source: Array, target: Array) -> None:
         target[n] += source[n]
 
 
-@jit
+@jit_views_apart
 def move_towards(source: Array, share: np.float32, target: Array) -> None:
     """Moves `target` by a share of its distance to `source`, both (N,)."""
     for n in range(target.size):
         target[n] = fma(share, source[n] - target[n], target[n])
 
 
-@jit
+@jit_views_apart
 def clip_by_value(gradient: Array, limit: np.float32) -> None:
     """Clips every element of `gradient` (N,) to [-limit, limit]."""
     for n in range(gradient.size):
@@ -121,7 +121,7 @@ def _sum_of_squares(gradient: Array, sums: npt.NDArray[np.float64]) -> float:
     return result
 
 
-@jit
+@jit_apart
 def sums_of_squares(gradient: Array, out: npt.NDArray[np.float64]) -> None:
     """Writes the sum of squares of every BLOCK of a gradient.
 
@@ -134,7 +134,7 @@ def sums_of_squares(gradient: Array, out: npt.NDArray[np.float64]) -> None:
         out[block] = _sum_of_squares(gradient[block * BLOCK : (block + 1) * BLOCK], sums)
 
 
-@jit
+@jit_views_apart
 def sgd(
     weights: Array, gradient: Array, scale: np.float32, rate: np.float32, decay: np.float32
 ) -> None:
@@ -144,7 +144,7 @@ def sgd(
         weights[n] = fma(-rate, scale * gradient[n], weights[n] * keep)
 
 
-@jit
+@jit_views_apart
 def adagrad(
     weights: Array,
     gradient: Array,
@@ -164,7 +164,7 @@ def adagrad(
         weights[n] -= rate * g / (np.sqrt(s) + ADAGRAD_EPSILON)
 
 
-@jit
+@jit_views_apart
 def adam(
     weights: Array, gradient: Array, means: Array, squares: Array, scale: np.float32,
     rate: np.float32, decay: np.float32, beta1: np.float32, beta2: np.float32,

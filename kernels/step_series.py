@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from treadle.kernels.activations import ONE, ZERO
 from treadle.kernels.dropout import Dropout
-from treadle.kernels.jit import jit_views, jit_views_apart
+from treadle.kernels.jit import jit_inline, jit_views_apart
 from treadle.kernels.network import train_shard
 from treadle.kernels.optimizers import (
     adagrad,
@@ -143,7 +143,7 @@ class ShardSum(NamedTuple):
     """(shards - 1, M), of the others."""
 
 
-@jit_views
+@jit_inline
 def _run_shard(
     cell: int,
     weights: Weights,
@@ -282,14 +282,9 @@ def train_series(
             return n
         item = take(counters, phase + _SHARDS)
         while item < shards:
-            if item == 0:
-                series.results[n, 0] = _run_shard(
-                    cell, weights, one, series, n, first, dropout, top
-                )
-            else:
-                series.results[n, 1] = _run_shard(
-                    cell, weights, two, series, n, first, dropout, top
-                )
+            shard = one if item == 0 else two
+            loss = _run_shard(cell, weights, shard, series, n, first, dropout, top)
+            series.results[n, item] = loss
             finish(counters, phase + _SHARDS)
             item = take(counters, phase + _SHARDS)
         if not wait(counters, phase + _SHARDS, shards):
@@ -321,10 +316,8 @@ def train_series(
             return n
         item = take(counters, phase + _UPDATE)
         while item < PARTS:
-            if item == 0:
-                _update(update, series, n, 0, half)
-            else:
-                _update(update, series, n, half, update.weights.size)
+            last = half if item == 0 else update.weights.size
+            _update(update, series, n, item * half, last)
             finish(counters, phase + _UPDATE)
             item = take(counters, phase + _UPDATE)
         if not wait(counters, phase + _UPDATE, PARTS):

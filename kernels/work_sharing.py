@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from treadle.kernels.jit import PYTHON_MODE, jit_views
+from treadle.kernels.jit import PYTHON_MODE, jit_views, jit_views_apart
 from treadle.kernels.simd import check_range
 
 Counters = npt.NDArray[np.int64]
@@ -133,7 +133,7 @@ def finish(counters: Counters, phase: int) -> None:
     _add(counters, phase * LINE + _FINISHED)
 
 
-@jit_views
+@jit_views_apart
 def wait(counters: Counters, phase: int, items: int) -> bool:
     """Waits until all items of a phase are finished; returns False if a thread has failed."""
     looks = 0

@@ -120,7 +120,9 @@ def _training() -> None:
     cells = list(Cell)
     for number in range(max(len(kinds), len(cells))):  # each of both at least once
         optimizer = OptimizerConfig(kind=kinds[number % len(kinds)])
-        train(_CORPUS, _config(cells[number % len(cells)], optimizer))
+        for together in (1, 2):  # a series of steps; then one step, kernel by kernel
+            settings = replace(optimizer, accumulation_steps=together)
+            train(_CORPUS, _config(cells[number % len(cells)], settings))
 
 
 def _details_of(model: Model) -> None:
