@@ -51,18 +51,18 @@ _INSTALLED = "the tests run in an environment where Treadle is installed"
 _ELSEWHERE = "the tests write into a directory of their own"
 
 EDITS = [
-    Edit("README.md", "make demo", "TRAIN_FOR=1s examples/demo.sh", f"{_INSTALLED}; {_SHORTER}"),
+    Edit("README.md", "make demo", "TRAIN_FOR=0.3s examples/demo.sh", f"{_INSTALLED}; {_SHORTER}"),
     Edit("README.md", "python3 -m venv .venv && . .venv/bin/activate\n", "", _INSTALLED),
     Edit("README.md", "pip install '.[server]'\n", "", _INSTALLED),
     Edit("README.md", "pip install '.[server,http]'\n", "", _INSTALLED),
     Edit(
         "README.md",
         "treadle run my.txt",
-        "printf 'a text of my own. %.0s' {1..50} > my.txt\ntreadle run my.txt --train-for 1s",
+        "printf 'a text of my own. %.0s' {1..50} > my.txt\ntreadle run my.txt --train-for 0.3s",
         f"a text of the test's; {_SHORTER}",
     ),
-    Edit("README.md", "--train-for 20s", "--train-for 1s", _SHORTER),
-    Edit("README.md", "--train-for 3m", "--train-for 2s", _SHORTER),
+    Edit("README.md", "--train-for 20s", "--train-for 0.3s", _SHORTER),
+    Edit("README.md", "--train-for 3m", "--train-for 1s", _SHORTER),
     Edit(
         "README.md",
         "--hidden-size 256 --max-epochs 8",
@@ -70,10 +70,10 @@ EDITS = [
         _SHORTER,
     ),
     Edit("README.md", "tail -c 111540", "tail -c 11154", "scoring it all takes seconds"),
-    Edit("README.md", "max_time_s=20", "max_time_s=1", _SHORTER),
-    Edit("README.md", "max_time_s=10", "max_time_s=1", _SHORTER),
-    Edit("docs/client.md", "--train-for 20s", "--train-for 1s", _SHORTER),
-    Edit("docs/client.md", "--train-for 180s", "--train-for 2s", _SHORTER),
+    Edit("README.md", "max_time_s=20", "max_time_s=0.3", _SHORTER),
+    Edit("README.md", "max_time_s=10", "max_time_s=0.3", _SHORTER),
+    Edit("docs/client.md", "--train-for 20s", "--train-for 0.3s", _SHORTER),
+    Edit("docs/client.md", "--train-for 180s", "--train-for 1s", _SHORTER),
     Edit("docs/client.md", "--max-epochs 5", "--max-steps 50", _SHORTER),
     Edit("docs/client.md", "--max-epochs 2", "--max-steps 20", _SHORTER),
     Edit("docs/client.md", "--max-epochs 1\n", "--max-steps 20\n", _SHORTER),
