@@ -44,8 +44,6 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
-from treadle.kernels.entries import Entry
-
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _DIGITS = 16
 _CODE = ".nbc"
@@ -122,8 +120,8 @@ class DiskCache(_Cache):  # type: ignore[misc]
             return None
         return _load(target_context, parts)
 
-    def load_entry(self, arguments: tuple[Any, ...], target_context: Any) -> Entry | None:
-        """Returns the entry for some types; None where the disk lacks it."""
+    def load_entry(self, arguments: tuple[Any, ...], target_context: Any) -> tuple[Any, Any] | None:
+        """Returns the entry for some types, as it was given to `save_entry`; None without one."""
         if not self._enabled:
             return None
         codegen = target_context.codegen()
@@ -137,14 +135,15 @@ class DiskCache(_Cache):  # type: ignore[misc]
         name, object_code, constants = pickle.loads(data)
         library = _Library(codegen, name, object_code, b"")
         codegen._engine._defined_symbols.add(name)
-        return Entry(library, constants)
+        return library, constants
 
-    def save_entry(self, arguments: tuple[Any, ...], entry: Entry) -> None:
-        """Keeps an entry."""
+    def save_entry(
+        self, arguments: tuple[Any, ...], library: Any, constants: tuple[Any, ...]
+    ) -> None:
+        """Keeps the code of an entry, and the objects of Python that it needs."""
         if self._enabled:
-            library = entry.library
             path = self._path(arguments, library.codegen).with_suffix(_ENTRY)
-            parts = (library.name, library._get_compiled_object(), entry.constants)
+            parts = (library.name, library._get_compiled_object(), constants)
             _keep(path, dumps(parts))
 
     def save_overload(self, sig: Any, data: Any) -> None:

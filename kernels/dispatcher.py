@@ -9,8 +9,9 @@ The name is made of the function's name, its types and the state of the sources,
 same in every process. Cached code can therefore refer to it.
 
 What Python calls is an *entry*: code that takes the arguments out of Python's objects and calls the
-function (see `entries`). For tuples of many arrays that is more code than most functions have, and
-only few of them are ever called by Python. So an entry is compiled apart, when Python needs it.
+function. For tuples of many arrays that is more code than most functions have, and
+only few of them are ever called by Python. So an entry is compiled apart, when Python needs it: a
+piece of code that calls the kernel by its name, and that the disk cache keeps next to the kernel's.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from llvmlite import ir
+from llvmlite.binding import newpassmanagers
+from numba import _dynfunc
+from numba.core import compiler, config
+from numba.core.callwrapper import PyCallWrapper
+from numba.core.codegen import JITCodeLibrary, _parse_refprune_flags
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
-
-from treadle.kernels.code_library import KernelLibrary
-from treadle.kernels.entries import bind_entry, compile_entry
+from numba.core.targetconfig import ConfigStack
 
 Code = tuple[str, str, tuple[Any, ...]]
 """Where a kernel's code comes from: its module, its name, and the types of its arguments."""
@@ -50,6 +55,47 @@ class _Compiler(Compiler):  # type: ignore[misc]
         identity.unique_id = _STATES[identity.func]
         identity.unique_name = f"{identity.func_qualname}${identity.unique_id}"
         return super()._compile_bytecode()
+
+
+class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a kernel, or of what Numba compiles for it, which LLVM optimizes once.
+
+    Numba optimizes each function as soon as it is written, then links it with all that it calls,
+    and optimizes the whole twice: a little, so that it finds more references to arrays that need
+    not be counted, and then thoroughly, with the same passes and more. Here the first time only
+    makes the code small, and the second one is left out where nothing is counted. LLVM keeps every
+    bit of a result whatever passes run.
+    """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """Makes the functions of a module small, before they are linked with others."""
+        ll_module.data_layout = self._codegen._data_layout
+        builder = self._codegen._pass_builder()
+        passes = newpassmanagers.create_new_function_pass_manager()
+        passes.add_sroa_pass()
+        passes.add_simplify_cfg_pass()
+        if config.LLVM_REFPRUNE_PASS:
+            passes.add_refprune_pass(_parse_refprune_flags())
+        for function in ll_module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
+
+    def _optimize_final_module(self) -> None:
+        """Optimizes the code, once all is linked."""
+        if any(function.name.startswith("NRT_") for function in self._final_module.functions):
+            super()._optimize_final_module()
+            return
+        builder = self._codegen._pass_builder()
+        builder.getModulePassManager().run(self._final_module, builder)
+
+
+class _EntryLibrary(_KernelLibrary):
+    """The code of an entry: it runs once a call, from its beginning to its end."""
+
+    def _optimize_final_module(self) -> None:
+        """Optimizes a little."""
+        builder = self._codegen._pass_builder(opt=1, loop_vectorize=False, slp_vectorize=False)
+        builder.getModulePassManager().run(self._final_module, builder)
 
 
 class _Compiling(threading.local):
@@ -80,9 +126,9 @@ def no_collection() -> Iterator[None]:
 
 @contextmanager
 def _kernel_libraries(codegen: Any) -> Iterator[None]:
-    """Has Numba put all that it compiles meanwhile into a `KernelLibrary` each."""
+    """Has Numba put all that it compiles meanwhile into a `_KernelLibrary` each."""
     before = codegen._library_class
-    codegen._library_class = KernelLibrary
+    codegen._library_class = _KernelLibrary
     try:
         yield
     finally:
@@ -98,6 +144,66 @@ def _for_code() -> Iterator[None]:
         yield
     finally:
         _COMPILING.for_code = before
+
+
+class _Entry(NamedTuple):
+    """The entry of a kernel for some types."""
+
+    library: Any
+    """Its code."""
+    constants: tuple[Any, ...]
+    """Python's objects that it needs, such as the type of an array that is returned."""
+
+
+def _compile_entry(kernel: Any, compiled: Any) -> _Entry:
+    """Compiles the entry of a kernel.
+
+    Args:
+        kernel: the kernel.
+        compiled: Numba's result of compiling it for some types.
+
+    Returns:
+        The entry, not yet bound.
+    """
+    flags = compiler.Flags()
+    kernel.targetdescr.options.parse_as_flags(flags, kernel.targetoptions)
+    context = compiler._make_subtarget(kernel.targetctx, flags)
+    described = compiled.fndesc
+    own = len(compiled.environment.consts)
+    library = _EntryLibrary(context.codegen(), described.llvm_cpython_wrapper_name)
+    library.enable_object_caching()
+    with ConfigStack().enter(flags.copy()), context.push_code_library(library):
+        module = context.create_module("entry")
+        kind = context.call_conv.get_function_type(described.restype, described.argtypes)
+        function = ir.Function(module, kind, described.llvm_func_name)
+        PyCallWrapper(
+            context, module, function, described, compiled.environment, None, flags.release_gil
+        ).build()
+        environment = module.globals.get(context.get_env_name(described))
+        if environment is not None:  # the kernel's own, which is set already
+            environment.linkage = "external"
+            environment.initializer = None
+        library.add_ir_module(module)
+        library.finalize()
+    return _Entry(library, tuple(compiled.environment.consts[own:]))
+
+
+def _bind_entry(compiled: Any, library: Any) -> Any:
+    """Returns what Python calls.
+
+    Args:
+        compiled: Numba's result of compiling the kernel.
+        library: the code of its entry.
+    """
+    described = compiled.fndesc
+    return _dynfunc.make_function(
+        described.lookup_module(),
+        described.qualname.split(".")[-1],
+        f"entry of {described.qualname}",
+        library.get_pointer_to_function(described.llvm_cpython_wrapper_name),
+        compiled.environment,
+        (compiled.library, library),  # kept as long as the function
+    )
 
 
 class _Apart(NamedTuple):
@@ -168,19 +274,20 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         known = self._entries.get(arguments)
         if known is None:
             compiled = self.overloads[arguments]
-            entry = self._cache.load_entry(arguments, self.targetctx)
-            if entry is None:
-                entry = compile_entry(self, compiled)
-                self._cache.save_entry(arguments, entry)
+            kept = self._cache.load_entry(arguments, self.targetctx)
+            if kept is None:
+                entry = _compile_entry(self, compiled)
+                self._cache.save_entry(arguments, *entry)
             else:
+                entry = _Entry(*kept)
                 compiled.environment.consts.extend(entry.constants)
-            known = bind_entry(compiled, entry.library)
+            known = _bind_entry(compiled, entry.library)
             self._entries[arguments] = known
             self._insert([kind._code for kind in arguments], known, False)
         return known
 
     def _release(self) -> None:
-        """Lets other processes go on that wait for what was compiled."""
+        """Lets other processes load what they wait for."""
         release = getattr(self._cache, "release", None)  # Numba's own caches have none
         if release is not None:
             release()

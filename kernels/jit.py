@@ -250,7 +250,7 @@ def _compiled(
     compiled: Any = function
     if not PYTHON_MODE:
         options = {**_OPTIONS, "_nrt": counts_references}  # else a callee has its first caller's
-        options["no_cpython_wrapper"] = function.__closure__ is None  # see `entries`
+        options["no_cpython_wrapper"] = function.__closure__ is None  # see `dispatcher`
         path = Path(inspect.getfile(function))
         module = _module_state(path)
         state = ""

@@ -3,7 +3,7 @@
 Panels of float32 numbers are (..., k, PANEL). Those of bfloat16 pairs, uint32, and of int8 quads,
 int32, are passed as float32 words as well. PANEL numbers then fill PANEL / 2 or PANEL / 4 words,
 so that the last axis says at run time what they are. The bytes are the same; no arithmetic is done
-on words. If the type told it, every kernel above a product would be compiled once for each type.
+on words. If the type said it, every kernel above a product would be compiled once for each type.
 """
 
 from __future__ import annotations

@@ -28,15 +28,7 @@ _PACKAGE = "treadle.kernels"
 _FOLDER = Path(__file__).parent
 _DIGITS = 16
 
-_NEVER_COMPILED = {
-    "cache_folder",
-    "code_library",
-    "disk_cache",
-    "dispatcher",
-    "entries",
-    "reference",
-    "source_digests",
-}
+_NEVER_COMPILED = {"cache_folder", "disk_cache", "dispatcher", "reference", "source_digests"}
 """Modules of this package from which no kernel takes anything."""
 
 

@@ -123,7 +123,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         own = config.health_address or config.address
         return check_health(own if asked is _AT_ADDRESS else asked)
     try:
-        import treadle.model  # noqa: F401 - its kernels look for a folder for what is compiled
+        # Its kernels look for a folder for what is compiled.
+        from treadle.model.kernel_cache import all_compiled
     except OSError as error:
         print(
             f"treadle-server: compiled kernels cannot be stored: {error}. {_REMEDY}",
@@ -141,6 +142,10 @@ def _main(arguments: Sequence[str] | None) -> int:
         from treadle.server.fsck.check import run as check
 
         return check(config.data_dir, flags["repair"])
+    if not all_compiled():
+        from treadle.model.warmup.compilers import start_early
+
+        start_early()
     from treadle.server.app import run
 
     return run(config)

@@ -52,7 +52,13 @@ KERNELS_STANDARD_LIBRARY = {
     "typing",
 }
 # These choose the compiler's target and its disk cache, so they alone see the machine.
-KERNELS_COMPILER = {"jit.py", "cache_folder.py", "disk_cache.py", "source_digests.py"}
+KERNELS_COMPILER = {
+    "jit.py",
+    "cache_folder.py",
+    "disk_cache.py",
+    "dispatcher.py",
+    "source_digests.py",
+}
 
 BARE_NAMES = {"kernels", "model", "server", "client", "proto", "benchmarks"}
 

@@ -27,10 +27,20 @@ _MOST = 4
 
 _PR_SET_PDEATHSIG = 1
 
+_waiting: list[subprocess.Popen[bytes]] = []
+"""Processes that were started before there is anything to tell them."""
+
 
 def useful_processes() -> int:
     """Returns how many processes shorten the time until everything is compiled."""
     return min(len(os.sched_getaffinity(0)), _MOST)
+
+
+def start_early() -> None:
+    """Starts the processes of the next `Compilers`, for as long as this one still imports."""
+    with suppress(OSError):  # then `Compilers` meets the same error
+        while len(_waiting) < useful_processes():
+            _waiting.append(_begin())
 
 
 class Compilers:
@@ -84,16 +94,7 @@ class Compilers:
                         pipe.close()
 
     def _start(self) -> None:
-        # In a session of its own: Ctrl-C is for this process, which then ends the others.
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-        )
-        self._processes.append(process)
+        self._processes.append(_waiting.pop() if _waiting else _begin())
 
     def _feed(self, process: subprocess.Popen[bytes]) -> None:
         """Gives a process one task after the other."""
@@ -120,6 +121,19 @@ class Compilers:
             if not self._left or (ended and any(each.poll() is None for each in self._processes)):
                 return None
             return self._left.popleft()
+
+
+def _begin() -> subprocess.Popen[bytes]:
+    """Starts a process that waits for tasks."""
+    # In a session of its own: Ctrl-C is for this process, which then ends the others.
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,
+    )
 
 
 def obey() -> None:

@@ -73,6 +73,19 @@ def test_every_task_is_run_once(done: Path) -> None:
     assert all(gone(int(process)) for (process,) in lines)
 
 
+def test_processes_that_were_started_early_are_used_first(done: Path) -> None:
+    compilers.start_early()
+    early = {process.pid for process in compilers._waiting}
+    assert len(early) == useful_processes()
+    compilers.start_early()  # once is enough
+    started = Compilers(useful_processes() + 1)
+    assert not compilers._waiting
+    assert early < {process.pid for process in started._processes}
+    started.wait(KernelGroup.INFERENCE)
+    started.close()
+    assert all(gone(process) for process in early)
+
+
 def test_processes_end_with_what_started_them(done: Path) -> None:
     started = Compilers(2)
     started.close()
