@@ -229,6 +229,7 @@ def _update(update: Update, series: Series, n: int, first: int, last: int) -> No
 
 @jit_views_apart
 def train_series(
+    thread: int,
     cell: int,
     parameters: Parameters,
     weights: Weights,
@@ -246,6 +247,7 @@ def train_series(
     """Takes the steps of a series; several threads may make the same call at the same time.
 
     Args:
+        thread: the number of the calling thread, from 0; it has its own item in every phase.
         cell: RNN, GRU or LSTM.
         parameters: the network's; views of `update.weights`.
         weights: written: the packed parameters.
@@ -270,56 +272,61 @@ def train_series(
     first = 0
     for n in range(series.lengths.size):
         phase = n * PHASES
-        item = take(counters, phase + _PACK)
-        while item < PARTS:
+        for turn in range(PARTS):
+            item = (thread + turn) % PARTS
+            if not take(counters, phase + _PACK, item):
+                continue
             if item == 0:
                 pack_weights(parameters, weights, used)
             else:
                 pack_transposes(parameters, weights)
             finish(counters, phase + _PACK)
-            item = take(counters, phase + _PACK)
         if not wait(counters, phase + _PACK, PARTS):
             return n
-        item = take(counters, phase + _SHARDS)
-        while item < shards:
+        for turn in range(shards):
+            item = (thread + turn) % shards
+            if not take(counters, phase + _SHARDS, item):
+                continue
             shard = one if item == 0 else two
             loss = _run_shard(cell, weights, shard, series, n, first, dropout, top)
             series.results[n, item] = loss
             finish(counters, phase + _SHARDS)
-            item = take(counters, phase + _SHARDS)
         if not wait(counters, phase + _SHARDS, shards):
             return n
-        item = take(counters, phase + _SUM)
-        while item < PARTS:
+        for turn in range(PARTS):
+            item = (thread + turn) % PARTS
+            if not take(counters, phase + _SUM, item):
+                continue
             if item == 0:
                 add_shards(total.own[1:], total.own[0], 0, total.own.shape[1])
             else:
                 add_shards(total.tails, total.tail, 0, total.tail.size)
             finish(counters, phase + _SUM)
-            item = take(counters, phase + _SUM)
         if not wait(counters, phase + _SUM, PARTS):
             return n
-        item = take(counters, phase + _UNFOLD)
-        while item < PARTS:
+        for turn in range(PARTS):
+            item = (thread + turn) % PARTS
+            if not take(counters, phase + _UNFOLD, item):
+                continue
             if item == 0:
                 unfold_input_weights(parameters, one.gradients, used, block, out)
             else:
                 unfold_embedding(parameters, one.gradients, used, out)
             finish(counters, phase + _UNFOLD)
-            item = take(counters, phase + _UNFOLD)
         if not wait(counters, phase + _UNFOLD, PARTS):
             return n
-        if take(counters, phase + _NORM) == 0:
+        if take(counters, phase + _NORM, 0):
             _judge(update, series, n)
             finish(counters, phase + _NORM)
         if not wait(counters, phase + _NORM, 1) or series.results[n, COMPLETE] == 0.0:
             return n
-        item = take(counters, phase + _UPDATE)
-        while item < PARTS:
+        for turn in range(PARTS):
+            item = (thread + turn) % PARTS
+            if not take(counters, phase + _UPDATE, item):
+                continue
             last = half if item == 0 else update.weights.size
             _update(update, series, n, item * half, last)
             finish(counters, phase + _UPDATE)
-            item = take(counters, phase + _UPDATE)
         if not wait(counters, phase + _UPDATE, PARTS):
             return n
         first += series.lengths[n]

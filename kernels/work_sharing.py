@@ -1,9 +1,13 @@
 """`take`, `finish` and `wait` divide items of work among the threads that run one kernel together.
 
-The work comes in phases of a few items. Every thread takes items until none is left, and waits
-until the last one is finished. A thread that comes late finds less to do, and one that does not
-come at all is not missed, since the others take its items. Which thread takes an item changes
-no bit, as long as items of a phase write to different places.
+The work comes in phases of a few items. Every thread asks for each of them, and does those that it
+is given; then it waits until the last one is finished. A thread that comes late finds less to do,
+and one that does not come at all is not missed, since the others take its items. Which thread
+takes an item changes no bit, as long as items of a phase write to different places.
+
+A thread asks for its own item first, the same in every step. What the item reads and writes is in
+the caches of that thread's processor: where two threads swapped the shards of an LSTM of 64 units,
+the step took 1.6 times as long.
 
 To wake a thread takes longer than a phase of a small network. So a thread waits in a loop first.
 Then it sleeps between looks, since the one that it waits for may need its processor.
@@ -31,7 +35,8 @@ LINE = 16
 """Numbers of a phase: two cache lines."""
 
 _FINISHED = 8
-"""Where finished items are counted within a phase; items taken are counted at its beginning."""
+"""Where finished items are counted within a phase; before it, one number an item says that it is
+taken."""
 
 _LOOKS = 4000
 """Looks of a waiting thread before it sleeps: some 50 us."""
@@ -122,9 +127,9 @@ _nap: Callable[[], None] = _python_pause if PYTHON_MODE else intrinsic(_sleep)
 
 
 @jit_views
-def take(counters: Counters, phase: int) -> int:
-    """Returns the number of the next item of a phase; past its last item the numbers continue."""
-    return _add(counters, phase * LINE)
+def take(counters: Counters, phase: int, item: int) -> bool:
+    """Returns whether an item of a phase is the caller's to do: whether nobody has asked for it."""
+    return _add(counters, phase * LINE + item) == 0
 
 
 @jit_views

@@ -346,7 +346,7 @@ class Engine:
 
         def run(thread: int) -> None:
             try:
-                self._call(step_series.train_series, *arguments)
+                self._call(step_series.train_series, thread, *arguments)
             except BaseException:
                 give_up(series.counters)
                 raise

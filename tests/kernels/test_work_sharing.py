@@ -17,18 +17,19 @@ ITEMS = 3
 
 
 @jit_views
-def work(counters: Counters, phases: int, done: NDArray[np.int64]) -> int:
+def work(thread: int, counters: Counters, phases: int, done: NDArray[np.int64]) -> int:
     """Writes to done (phases, ITEMS) how many items of the phase before were finished."""
     for phase in range(phases):
-        item = take(counters, phase)
-        while item < ITEMS:
+        for turn in range(ITEMS):
+            item = (thread + turn) % ITEMS
+            if not take(counters, phase, item):
+                continue
             seen = 1
             if phase > 0:
                 for other in range(ITEMS):
                     seen += done[phase - 1, other] == phase
             done[phase, item] += phase + 1 if phase == 0 or seen == ITEMS + 1 else -1000
             finish(counters, phase)
-            item = take(counters, phase)
         if not wait(counters, phase, ITEMS):
             return phase
     return phases
@@ -41,7 +42,7 @@ def test_every_item_is_taken_once_and_after_those_of_the_phase_before(threads: i
         counters = allocate_counters(phases)
         done = np.zeros((phases, ITEMS), np.int64)
         with ThreadPoolExecutor(threads) as pool:
-            calls = [pool.submit(work, counters, phases, done) for _ in range(threads)]
+            calls = [pool.submit(work, thread, counters, phases, done) for thread in range(threads)]
             ended = [call.result(timeout=60) for call in calls]
         assert ended == [phases] * threads
         assert (done == np.arange(1, phases + 1)[:, None]).all()
@@ -50,14 +51,14 @@ def test_every_item_is_taken_once_and_after_those_of_the_phase_before(threads: i
 def test_a_thread_that_comes_late_finds_nothing_to_do() -> None:
     counters = allocate_counters(2)
     done = np.zeros((2, ITEMS), np.int64)
-    assert work(counters, 2, done) == 2
+    assert work(0, counters, 2, done) == 2
     before = done.copy()
-    assert work(counters, 2, done) == 2
+    assert work(0, counters, 2, done) == 2
     assert (done == before).all()
 
 
 def test_no_thread_waits_for_one_that_has_failed() -> None:
     counters = allocate_counters(1)
-    assert take(counters, 0) == 0
+    assert take(counters, 0, 0)
     give_up(counters)
-    assert work(counters, 1, np.zeros((1, ITEMS), np.int64)) == 0
+    assert work(1, counters, 1, np.zeros((1, ITEMS), np.int64)) == 0
