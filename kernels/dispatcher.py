@@ -165,6 +165,7 @@ def _compile_entry(kernel: Any, compiled: Any) -> _Entry:
     Returns:
         The entry, not yet bound.
     """
+    kernel.targetctx.refresh()  # a kernel that was loaded has registered nothing
     flags = compiler.Flags()
     kernel.targetdescr.options.parse_as_flags(flags, kernel.targetoptions)
     context = compiler._make_subtarget(kernel.targetctx, flags)
