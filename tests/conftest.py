@@ -9,6 +9,7 @@ import pytest
 
 SLOW_FILES = (
     "tests/exactness/test_processors.py",
+    "tests/exactness/test_int8.py",
     "tests/server/test_durability.py",
     "tests/client/test_cases.py",
     "tests/server/test_training.py",
