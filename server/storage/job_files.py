@@ -10,7 +10,6 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from treadle.server.names import is_name
 from treadle.server.storage import files
 
 STATE_FILE = "state.safetensors"
@@ -67,7 +66,7 @@ class JobFiles:
             ValueError: No job can have that id.
             OSError: The disk failed or is full.
         """
-        if not is_name(job):
+        if not _is_id(job):
             raise ValueError(f"{job[:80]!r} cannot be the id of a job")
         path = self.root / job
         if path.is_symlink() or not path.is_dir():
@@ -80,7 +79,7 @@ class JobFiles:
 
         A file that cannot be removed is logged and left.
         """
-        if is_name(job):
+        if _is_id(job):
             files.remove(self.root / job)
 
     def remove_checkpoint(self, job: str) -> None:
@@ -88,3 +87,11 @@ class JobFiles:
         directory = self.directory(job)
         for name in (STATE_FILE, PREVIOUS_STATE_FILE):
             files.remove(directory / name)
+
+
+def _is_id(job: str) -> bool:
+    """Returns whether a job may have this id."""
+    # Here, since training processes need the names of the files above, and no gRPC.
+    from treadle.server.names import is_name
+
+    return is_name(job)

@@ -322,3 +322,14 @@ worker_training._prepare = lambda *_: np.ones(1 << 30, np.uint8)
     said = serve(takes_all + SERVE, job)
     assert said[-1]["event"] == "failed"
     assert said[-1]["error"]["type"] == "MemoryError"
+
+
+def test_a_training_process_imports_only_what_it_needs() -> None:
+    heavy = ("asyncio", "cryptography", "google.protobuf", "grpc", "prometheus_client")
+    code = (
+        "import sys; from treadle.server.jobs import worker_training\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
