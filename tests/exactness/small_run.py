@@ -73,10 +73,19 @@ CONFIGS["gru factored"] = TrainConfig(
         softmax_clusters=(32, 64),
     ),
 )
+IN_SERIES = "rnn in series"
+"""A network and two shards, of which several steps are taken in one call."""
+
+CONFIGS[IN_SERIES] = TrainConfig(
+    network=NetworkConfig(cell=Cell.RNN, hidden_size=19, embedding_size=3),
+    optimizer=OptimizerConfig(averaging=3.0, clip_value=0.01, weight_decay=0.1),
+)
 CONFIGS = {
     name: replace(
         config,
-        data=DataConfig(batch_size=33, window=13, validation_fraction=0.2),
+        data=DataConfig(
+            batch_size=20 if name == IN_SERIES else 33, window=13, validation_fraction=0.2
+        ),
         limits=LimitsConfig(max_steps=200 if name == "rnn" else 30),
         report=ReportConfig(progress_interval_s=1e6),  # at validations alone, whatever the time
         seed=2**63 + 5,
