@@ -41,7 +41,10 @@ def add_into(source: Array, target: Array) -> None:
 
 @jit_views_apart
 def move_towards(source: Array, share: np.float32, target: Array) -> None:
-    """Moves `target` by a share of its distance to `source`, both (N,)."""
+    """Moves `target` by a share of its distance to `source`, both (N,); 1 copies `source`."""
+    if share == ONE:
+        target[:] = source
+        return
     for n in range(target.size):
         target[n] = fma(share, source[n] - target[n], target[n])
 

@@ -103,7 +103,7 @@ class AdamCorrections:
 
 
 class WeightMean:
-    """The mean of the weights after steps 1, 9, 17, ... of a run.
+    """The mean of the weights after steps 8, 16, 24, ... of a run; before, the weights themselves.
 
     Later weights count more: with the power p, the n-th of them by about n**p, so that half of the
     whole is the last 1 - 2**(-1 / (p + 1)) of the run so far, however long it is
@@ -128,8 +128,10 @@ class WeightMean:
         Args:
             steps: Optimizer steps done, at least 1.
         """
-        number, rest = divmod(steps - 1, AVERAGED_EVERY)
-        return 0.0 if rest else (self._power + 1) / (number + 1 + self._power)
+        number, rest = divmod(steps, AVERAGED_EVERY)
+        if number == 0:
+            return 1.0
+        return 0.0 if rest else (self._power + 1) / (number + self._power)
 
     def add(self, parameters: Parameters, steps: int, pool: Pool) -> None:
         """Adds the weights after a step, if its turn has come.

@@ -34,13 +34,22 @@ def test_later_weights_count_more_by_the_power(power: float) -> None:
     weights = Parameters(SHAPE)
     mean = WeightMean(power, SHAPE)
     values = [3.0, -1.0, 4.0, 1.5]
-    for step in range(1, 3 * AVERAGED_EVERY + 2):
-        # Only steps 1, 9, 17 and 25 count.
-        number, rest = divmod(step - 1, AVERAGED_EVERY)
-        weights.flat[:] = np.nan if rest else values[number]
+    for step in range(AVERAGED_EVERY, 4 * AVERAGED_EVERY + 3):
+        # Only steps 8, 16, 24 and 32 count.
+        number, rest = divmod(step, AVERAGED_EVERY)
+        weights.flat[:] = np.nan if rest else values[number - 1]
         mean.add(weights, step, Pool(1))
     shares = np.array([n if power == 1 else n * (n + 1) / 2 for n in (1, 2, 3, 4)])
     assert mean.parameters.flat == pytest.approx(np.dot(values, shares) / shares.sum())
+
+
+def test_the_mean_of_a_short_run_is_its_last_weights() -> None:
+    weights = Parameters(SHAPE)
+    mean = WeightMean(8.0, SHAPE)
+    for step in range(1, AVERAGED_EVERY + 1):
+        weights.flat[:] = np.float32(1.1) ** np.float32(step)
+        mean.add(weights, step, Pool(1))
+        assert mean.parameters.flat.tobytes() == weights.flat.tobytes()
 
 
 @pytest.mark.jit
@@ -52,7 +61,7 @@ def test_threads_change_no_bit() -> None:
         assert weights.flat.size > PART
         pool = Pool(threads)
         mean = WeightMean(4.0, shape)
-        for step in (1, AVERAGED_EVERY + 1):
+        for step in (AVERAGED_EVERY, 2 * AVERAGED_EVERY):
             weights.flat[:] *= np.float32(1.1)
             mean.add(weights, step, pool)
         pool.close()
@@ -65,7 +74,7 @@ def trained(averaging: float, keep: Keep = Keep.LAST) -> Trainer:
         optimizer=OptimizerConfig(
             learning_rate=0.05, schedule=Schedule.CONSTANT, averaging=averaging
         ),
-        limits=LimitsConfig(max_steps=3 * AVERAGED_EVERY + 1),
+        limits=LimitsConfig(max_steps=4 * AVERAGED_EVERY + 1),
         keep=keep,
     )
     return Trainer(TEXT, config)
