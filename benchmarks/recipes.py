@@ -86,6 +86,11 @@ class Recipe:
     """Whether the recurrent weights of each gate begin orthogonal."""
     muon: int = 0
     """Newton-Schulz steps for each gate's recurrent weights (Jordan et al. 2024); 0: Adam."""
+    inner_dropout: float = 0.0
+    """Share of the units that are dropped between layers."""
+    cautious: bool = False
+    """Whether a weight moves only where its gradient has the sign of their mean (Liang et al.
+    2024)."""
     average: float = 8.0
     """The power by which later weights count more in the mean that is evaluated; 0: no mean."""
 
@@ -121,6 +126,8 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "forget-bias-1": {"forget_bias": 1.0},
     "orthogonal": {"orthogonal": True},
     "gru": {"cell": "gru"},
+    "layers-2": {"layers": 2, "units": 192, "inner_dropout": 0.3},
+    "cautious": {"cautious": True},
     "muon": {"muon": 3},
 }
 """What each ingredient changes."""
@@ -287,6 +294,7 @@ class Run:
             self.pool,
             seed=self._seed,
             precision=precision,
+            dropout=recipe.inner_dropout,
             output_dropout=recipe.output_dropout,
         )
 
@@ -323,6 +331,7 @@ class Run:
         scale = np.float32(min(1.0, recipe.clip_norm / norm))
         stacks = self.parameters.stacks
         before = stacks.Wh.copy() if recipe.muon else None
+        decayed = self.parameters.flat * np.float32(1 - rate * recipe.weight_decay)
         adam(
             self.parameters.flat,
             gradient.flat,
@@ -333,6 +342,9 @@ class Run:
             np.float32(recipe.weight_decay),
             *self._corrections.next(),
         )
+        if recipe.cautious:
+            moves = self._means.flat * gradient.flat > 0
+            self.parameters.flat[:] = np.where(moves, self.parameters.flat, decayed)
         if before is None:
             return
         stacks.Wh[:] = before * np.float32(1 - rate * recipe.weight_decay)

@@ -68,7 +68,7 @@ def test_tiny_shakespeare_in_three_minutes() -> None:
     assert (config.optimizer.beta2, config.optimizer.final_rate) == (0.95, 0.2)
     assert config.optimizer.averaging == 8
     assert "a mean of the weights" in notices[2]
-    assert "learning rate 0.003, cosine schedule down to 0.2 of it, beta2 0.95" in notices[2]
+    assert "learning rate 0.008, cosine schedule down to 0.2 of it, beta2 0.95" in notices[2]
     assert "(averaging 8)" in notices[2]
     assert config.limits == LimitsConfig(max_time_s=180)
     assert config.preset is None
