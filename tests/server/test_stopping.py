@@ -27,7 +27,7 @@ from treadle.server.jobs.submission import new_id, new_row
 from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.job_files import STATE_FILE
+from treadle.server.storage.job_files import LAST_FILE
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
@@ -35,7 +35,9 @@ from .harness import PATIENCE_S, TEXT, until
 
 TIMEOUT_S = 3.0
 """Well above the second that is between two signs of life."""
-STEPS = 2000
+STEPS = 50_000
+"""More than a second of training, also with several steps in one call."""
+ENDLESS = 10**9
 
 
 @pytest.fixture
@@ -45,12 +47,12 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
     data_dir.close()
 
 
-def config(**optimizer: int) -> TrainConfig:
+def config(steps: int = STEPS, **optimizer: int) -> TrainConfig:
     return TrainConfig(
         network=NetworkConfig(hidden_size=8, embedding_size=4),
         data=DataConfig(batch_size=2, window=8),
         optimizer=OptimizerConfig(**optimizer),  # type: ignore[arg-type]
-        limits=LimitsConfig(max_steps=STEPS),
+        limits=LimitsConfig(max_steps=steps),
         report=ReportConfig(progress_interval_s=0.05),
         seed=3,
     )
@@ -99,8 +101,8 @@ class Managed:
         return 0 if live is None or live.worker is None else live.worker.pid
 
     async def started(self, job: str) -> None:
-        """Waits for the first checkpoint of a job and some progress."""
-        path = self._data_dir.jobs.directory(job) / STATE_FILE
+        """Waits for the first checkpoint of a job, its weights included, and some progress."""
+        path = self._data_dir.jobs.directory(job) / LAST_FILE
         live = self.jobs.registry.live[job]
         await until(lambda: path.exists() and live.last_progress.step)
 
@@ -161,7 +163,7 @@ def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(
     data_dir: DataDir,
 ) -> None:
     async def work(manager: Managed) -> None:
-        job = await manager.submit("m", config())
+        job = await manager.submit("m", config(ENDLESS))
         await manager.started(job)
         os.kill(manager.pid(job), signal.SIGSTOP)
         row = await asyncio.wait_for(manager.jobs.cancel(job), TIMEOUT_S - 1)
@@ -177,7 +179,7 @@ def test_a_run_is_ended_in_time_though_its_process_stands_still(data_dir: DataDi
     jobs: list[str] = []
 
     async def begin(manager: Managed) -> None:
-        jobs.append(await manager.submit("m", config()))
+        jobs.append(await manager.submit("m", config(ENDLESS)))
         await manager.started(jobs[0])
 
     async def work(manager: Managed) -> None:
@@ -218,7 +220,7 @@ def test_a_process_that_takes_too_much_memory_is_killed_once(
     monkeypatch.setattr("treadle.server.resources.process_memory.most_bytes", lambda _: 1 << 20)
 
     async def work(manager: Managed) -> None:
-        job = await manager.submit("m", config())
+        job = await manager.submit("m", config(ENDLESS))
         with pytest.raises(StatusError, match="more memory than --max-training-bytes") as caught:
             await manager.ended(job)
         assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
