@@ -43,7 +43,8 @@ def add_into(source: Array, target: Array) -> None:
 def move_towards(source: Array, share: np.float32, target: Array) -> None:
     """Moves `target` by a share of its distance to `source`, both (N,); 1 copies `source`."""
     if share == ONE:
-        target[:] = source
+        for n in range(target.size):
+            target[n] = source[n]
         return
     for n in range(target.size):
         target[n] = fma(share, source[n] - target[n], target[n])
