@@ -54,8 +54,8 @@ def test_killed_at_random_moments_a_job_ends_with_the_same_bytes(tmp_path: Path)
 
 def test_sigterm_keeps_a_job_and_the_next_server_ends_it(start: Start) -> None:
     server = start(*FAST)
-    spec = tiny_spec("kept", max_steps=4000)
-    calm = tiny_spec("calm", max_steps=4000)
+    spec = tiny_spec("kept", max_steps=20_000)
+    calm = tiny_spec("calm", max_steps=20_000)
     server.caller.trained(calm)
     running = server.caller.train(spec, TEXT)
     job = first_progress(running).job
@@ -95,8 +95,8 @@ def test_a_killed_process_is_replaced_a_limited_number_of_times(start: Start) ->
 
 def test_a_process_told_to_end_keeps_its_state(start: Start) -> None:
     server = start("--checkpoint-interval-s", "10000")
-    calm = server.caller.trained(tiny_spec("calm", max_steps=4000))
-    running = server.caller.train(tiny_spec("asked", max_steps=4000), TEXT)
+    calm = server.caller.trained(tiny_spec("calm", max_steps=20_000))
+    running = server.caller.train(tiny_spec("asked", max_steps=20_000), TEXT)
     first_progress(running)
     os.kill(server.workers()[0], signal.SIGTERM)
     events = list(running)
@@ -108,8 +108,8 @@ def test_a_process_told_to_end_keeps_its_state(start: Start) -> None:
 def test_pause_and_resume_change_nothing(start: Start) -> None:
     server = start()
     caller = server.caller
-    caller.trained(tiny_spec("calm", max_steps=4000))
-    running = caller.train(tiny_spec("paused", max_steps=4000), TEXT)
+    caller.trained(tiny_spec("calm", max_steps=20_000))
+    running = caller.train(tiny_spec("paused", max_steps=20_000), TEXT)
     job = first_progress(running).job
     paused = caller.stub.PauseJob(pb.PauseJobRequest(job=job), timeout=PATIENCE_S).job
     assert (paused.state, paused.reason) == (pb.JOB_STATE_PAUSED, "paused on request")
@@ -197,8 +197,8 @@ def test_cancelling_a_waiting_or_paused_job(start: Start) -> None:
 def test_a_running_job_can_be_used_and_is_not_disturbed(start: Start) -> None:
     server = start(*FAST)
     caller = server.caller
-    caller.trained(tiny_spec("calm", max_steps=6000))
-    running = caller.train(tiny_spec("used", max_steps=6000), TEXT)
+    caller.trained(tiny_spec("calm", max_steps=20_000))
+    running = caller.train(tiny_spec("used", max_steps=20_000), TEXT)
     job = first_progress(running).job
     wait_for(lambda: (server.data_dir / "jobs" / job / LAST_FILE).exists())
     steps: list[int] = []

@@ -242,7 +242,7 @@ def test_half_an_upload_never_passes_for_a_whole_one(start: Start) -> None:
 
 def test_a_client_that_leaves_after_its_upload_loses_nothing(start: Start) -> None:
     caller = start().caller
-    running = caller.train(tiny_spec("kept", max_steps=3000), TEXT)
+    running = caller.train(tiny_spec("kept", max_steps=20_000), TEXT)
     next(running)
     cancel(running)
     wait_for(lambda: done_models(caller) == ["kept"])
