@@ -28,7 +28,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n $(WO
 
 # What runs uncompiled as well, for the coverage of kernels/: the tests that measure kernels.
 UNCOMPILED := tests/kernels tests/model/test_baseline.py tests/model/test_engine.py \
-    tests/model/test_sequence.py
+    tests/model/test_sequence.py tests/model/test_step_series.py
 
 # What `make fuzz` tries: a kind and a count; without a kind, all of them. With MINUTES, as many
 # cases of all kinds as there is time for.

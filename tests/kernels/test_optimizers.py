@@ -189,3 +189,14 @@ def test_squares_are_added_lane_by_lane(count: int) -> None:
     optimizers.python_add_squares(values, count, theirs)
     assert ours.tobytes() == theirs.tobytes()
     assert (theirs == np.arange(LANES)).all() == (count == 0)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_move_towards_other_weights(share: float) -> None:
+    target = draw(0)
+    source = draw(1)
+    expected = target.astype(np.float64)
+    reference.move_towards(source.astype(np.float64), share, expected)
+    optimizers.move_towards(source, np.float32(share), target)
+    np.testing.assert_allclose(target, expected, rtol=1e-6, atol=1e-7)
+    assert same_bytes(target, source) == (share == 1.0)

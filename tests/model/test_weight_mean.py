@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from small_runs import TEXT, config_of
 
-from treadle.kernels import reference
-from treadle.kernels.optimizers import move_towards
 from treadle.model.config import LimitsConfig, OptimizerConfig
 from treadle.model.enums import Cell, Keep, Schedule
 from treadle.model.network.parallel import PART, Pool
@@ -17,15 +15,6 @@ from treadle.model.training.optimizer import AVERAGED_EVERY, WeightMean
 from treadle.model.training.trainer import Trainer
 
 SHAPE = Shape(Cell.RNN, V=5, E=2, H=3, L=1)
-
-
-def test_the_kernel_is_the_reference() -> None:
-    rng = np.random.default_rng(3)
-    source, target = rng.standard_normal((2, 67)).astype(np.float32)
-    expected = target.astype(np.float64)
-    reference.move_towards(source.astype(np.float64), 0.3, expected)
-    move_towards(source, np.float32(0.3), target)
-    np.testing.assert_allclose(target, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
