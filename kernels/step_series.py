@@ -126,7 +126,7 @@ class Update(NamedTuple):
     """(ceil(N / BLOCK),), overwritten."""
     rule: int
     clip_value: np.float32
-    """0 for none."""
+    """Below 0 for none."""
     clip_norm: float
     """0 for none."""
     decay: np.float32
@@ -181,7 +181,7 @@ def _judge(update: Update, series: Series, n: int) -> None:
     results = series.results[n]
     if not np.isfinite(results[0] + results[1]):
         return
-    if update.clip_value > ZERO:
+    if update.clip_value >= ZERO:
         clip_by_value(update.gradient, update.clip_value)
     sums_of_squares(update.gradient, update.norms)
     total = 0.0

@@ -12,11 +12,13 @@ the step took 1.6 times as long.
 To wake a thread takes longer than a phase of a small network. So a thread waits in a loop first.
 Then it sleeps between looks, since the one that it waits for may need its processor.
 
-The counters are an int64 array (phases + 1, LINE); two threads never count in one cache line.
+The counters are an int64 array (phases + 1, LINE); what is taken and what is finished are counted
+in different cache lines, and so are different phases.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from treadle.kernels.aligned_arrays import aligned_zeros
 from treadle.kernels.jit import PYTHON_MODE, jit_views, jit_views_apart
 from treadle.kernels.simd import check_range
 
@@ -46,13 +49,14 @@ _NAP_US = 50
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
 
-_turn = [True]
+_turn = threading.Lock()
 """What a thread holds while it counts in plain Python."""
 
 
 def allocate_counters(phases: int) -> Counters:
     """Returns the counters of so many phases, all 0; the last row says that a thread has failed."""
-    return np.zeros((phases + 1, LINE), np.int64)
+    counters: Counters = aligned_zeros((phases + 1, LINE), np.int64)
+    return counters
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
@@ -100,15 +104,9 @@ def _sleep(typing_context: Any) -> Any:
 
 
 def _python_add_one(counters: Counters, place: int) -> int:
-    while True:
-        try:
-            _turn.pop()
-            break
-        except IndexError:  # another thread counts
-            continue
-    before = int(counters.reshape(-1)[place])
-    counters.reshape(-1)[place] = before + 1
-    _turn.append(True)
+    with _turn:
+        before = int(counters.reshape(-1)[place])
+        counters.reshape(-1)[place] = before + 1
     return before
 
 

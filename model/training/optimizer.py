@@ -222,7 +222,7 @@ class Optimizer:
             mean=nothing if self.mean is None else self.mean.parameters.flat,
             norms=np.zeros(-(-size // optimizers.BLOCK)),
             rule=rules[config.kind],
-            clip_value=_float32(config.clip_value),
+            clip_value=_float32(config.clip_value or -1.0),
             clip_norm=float(config.clip_norm),
             decay=_float32(config.weight_decay),
         )

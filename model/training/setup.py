@@ -181,4 +181,23 @@ def load_kernels(config: TrainConfig) -> None:
         engine.is_small = is_small
         zeros = np.zeros((1, rows), np.int32)
         engine.loss_and_gradient(zeros, zeros, np.ones(rows, np.bool_))
-    Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters).step(engine.gradient, 0.0)
+    optimizer = Optimizer(replace(config.optimizer, clip_norm=1e-9), parameters)
+    optimizer.step(engine.gradient, 0.0)
+    if config.optimizer.accumulation_steps == 1:
+        _load_series(
+            Engine(parameters, 1, 1, Pool(1), precision=config.optimizer.precision), optimizer
+        )
+
+
+def _load_series(engine: Engine, optimizer: Optimizer) -> None:
+    """Does what `load_kernels` does for a series of steps, of one step."""
+    if not engine.takes_series:
+        return
+    zeros = np.zeros((1, 1), np.int32)
+    lengths = np.ones(1, np.int32)
+    counts = engine.count_series(zeros, zeros, lengths)
+    settings, _ = optimizer.plan([0.0])
+    update = optimizer.update(engine.gradient)
+    engine.train_series(
+        zeros, zeros, np.ones((1, 1), np.bool_), lengths, counts, settings, update, optimizer.steps
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,12 +217,32 @@ def test_what_is_not_finite_ends_the_run_in_the_same_words(
     assert words[0] == words[1]
 
 
-def test_calls_are_shorter_for_larger_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", ["MOST_WORK", "MOST_TOKENS"])
+def test_calls_are_shorter_for_larger_networks_and_batches(
+    most: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config()
-    monkeypatch.setattr(series_module, "MOST_WORK", 1)
+    monkeypatch.setattr(series_module, most, 1)
     trainer = Trainer(corpus_of(settings), settings)
     seen = [p.step for p in trainer.run(in_series=True)]
     assert seen[-1] == STEPS
+    assert calls == [1] * STEPS
+
+
+@pytest.mark.jit
+def test_a_series_continues_from_a_checkpoint(tmp_path: Path) -> None:
+    settings = config()
+    whole = outcome(settings, in_series=True)
+    first = Trainer(corpus_of(settings), settings)
+    for _ in first.run(in_series=True, between=lambda: first.steps >= STEPS // 2):
+        pass
+    assert 0 < first.steps < STEPS
+    first.save_state(tmp_path / "state")
+    second = Trainer(corpus_of(settings), settings)
+    assert second.restore_state(tmp_path / "state")
+    list(second.run(in_series=True))
+    assert second.steps == STEPS
+    assert weights_of(second.model) == whole[0]
 
 
 def batches_of(layout: CorpusLayout) -> Iterator[Batches]:

@@ -19,6 +19,9 @@ MOST_STEPS = 64
 MOST_WORK = 3 << 29
 """Multiply-adds of a call, about: 10 ms of two cores. Nothing interrupts a call."""
 
+MOST_TOKENS = 1 << 16
+"""Tokens of a call: for a tiny network they take longer than its multiply-adds."""
+
 
 class TakenStep(NamedTuple):
     """What came out of one step."""
@@ -49,7 +52,8 @@ class StepSeries:
         self._update = optimizer.update(engine.gradient)
         tokens = batches.batch_size * batches.window
         work = 3 * engine.gradient.flat.size * tokens
-        self.most_steps = min(MOST_STEPS, max(1, MOST_WORK // work)) if engine.takes_series else 0
+        most = min(MOST_STEPS, MOST_WORK // work, MOST_TOKENS // tokens)
+        self.most_steps = max(1, most) if engine.takes_series else 0
         """The most steps of a call; 0 where the network is not one for this class."""
         self.tokens_per_step = tokens
         """The most tokens of a step."""
