@@ -108,6 +108,18 @@ class _Compiling(threading.local):
 _COMPILING = _Compiling()
 
 
+class _Uncollected:
+    """How many threads want no garbage collected, and whether it was before."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.collects = False
+
+
+_UNCOLLECTED = _Uncollected()
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Collects no garbage meanwhile.
@@ -115,13 +127,18 @@ def no_collection() -> Iterator[None]:
     A compiler makes millions of objects, most of which stay until it is done. To look through them
     again and again would take a seventh of its time.
     """
-    collects = gc.isenabled()
-    gc.disable()
+    with _UNCOLLECTED.lock:
+        if not _UNCOLLECTED.depth:
+            _UNCOLLECTED.collects = gc.isenabled()
+            gc.disable()
+        _UNCOLLECTED.depth += 1
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        with _UNCOLLECTED.lock:
+            _UNCOLLECTED.depth -= 1
+            if not _UNCOLLECTED.depth and _UNCOLLECTED.collects:
+                gc.enable()
 
 
 @contextmanager

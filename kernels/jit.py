@@ -172,6 +172,9 @@ BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
 
 TARGET = _choose_target()
 
+FEATURES = repr((config.CPU_FEATURES, sorted(_host_features().items())))
+"""What decides, besides the target's name, what code kernels are compiled to."""
+
 TEMPORARY_CACHE = "" if config.DISABLE_JIT else _choose_cache()
 """Why compiled kernels are kept only until this process ends; empty where they are kept on."""
 
@@ -268,7 +271,7 @@ def _compiled(
 @cache
 def _module_state(path: Path) -> str:
     """Returns a digest of all that decides what the kernels of a module are compiled to."""
-    stamp = (source_digest(path), TARGET, BOUNDS_CHECKED, toolchain())
+    stamp = (source_digest(path), TARGET, bool(BF16_MISSING), BOUNDS_CHECKED, toolchain())
     return hashlib.sha256(repr(stamp).encode()).hexdigest()
 
 

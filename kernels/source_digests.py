@@ -28,8 +28,8 @@ _PACKAGE = "treadle.kernels"
 _FOLDER = Path(__file__).parent
 _DIGITS = 16
 
-_NEVER_COMPILED = {"cache_folder", "disk_cache", "dispatcher", "reference", "source_digests"}
-"""Modules of this package from which no kernel takes anything."""
+_NEVER_COMPILED = {"cache_folder", "reference", "source_digests"}
+"""Modules of this package that decide nothing about what a kernel is compiled to."""
 
 
 class _Source(NamedTuple):
@@ -74,15 +74,15 @@ def read_all() -> None:
 
     What they say is kept in Numba's cache folder, which must have been chosen.
     """
-    paths = sorted(_FOLDER.glob("*.py"))
-    files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+    texts = {path: path.read_bytes() for path in sorted(_FOLDER.glob("*.py"))}
+    files = [(path.name, hashlib.sha256(text).hexdigest()) for path, text in texts.items()]
     state = hashlib.sha256(repr((sys.version, files)).encode()).hexdigest()[:_DIGITS]
     kept = Path(config.CACHE_DIR, f"sources-{state}")
     found = _kept(kept)
     if found is None:
-        found = {path.name: _source(path) for path in paths}
+        found = {path.name: _said(path, text) for path, text in texts.items()}
         _keep(kept, found)
-    _READ.update((path, found[path.name]) for path in paths)
+    _READ.update((path, found[path.name]) for path in texts)
 
 
 def _kept(file: Path) -> dict[str, _Source] | None:
@@ -127,9 +127,12 @@ def _source(path: Path) -> _Source:
     word. In `from treadle.kernels import loss` and `from . import loss` the module is a name among
     others, so every name that is also a module counts.
     """
-    if path in _READ:
-        return _READ[path]
-    code = _code(path)
+    return _READ.get(path) or _said(path, path.read_bytes())
+
+
+def _said(path: Path, text: bytes) -> _Source:
+    """Returns what the byte code of a module's text says."""
+    code = _code(path, text)
     digest = hashlib.sha256(_described(code).encode()).digest()
     found = {name.removeprefix(f"{_PACKAGE}.") for name in _names(code)}
     return _Source(digest, frozenset(found & _modules() - {path.stem}))
@@ -141,10 +144,9 @@ def _modules() -> set[str]:
     return {path.stem for path in _FOLDER.glob("*.py")} - _NEVER_COMPILED
 
 
-@cache
-def _code(path: Path) -> CodeType:
+def _code(path: Path, text: bytes) -> CodeType:
     """Returns a module's byte code without docstrings."""
-    return compile(path.read_bytes(), path.name, "exec", dont_inherit=True, optimize=2)
+    return compile(text, path.name, "exec", dont_inherit=True, optimize=2)
 
 
 def _names(code: CodeType) -> set[str]:

@@ -59,7 +59,7 @@ def _is_kept(kernel: Any) -> bool:
 
 def _note() -> Path:
     states = sorted(str(kernel.state) for kernel in KERNELS)
-    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((states, policy.FEATURES)).encode()).hexdigest()[:16]
     return Path(kernel_folder(), f"complete-{digest}")
 
 
@@ -106,6 +106,8 @@ def sweep_temporary_kernels() -> int:
     for module in Path(home).glob("*-*") if home else ():
         with suppress(FileNotFoundError, NotADirectoryError):
             if time.time() - module.stat().st_mtime > _UNUSED_S:
+                for note in Path(home).glob("complete-*"):  # it would no longer be true
+                    note.unlink()
                 shutil.rmtree(module)
                 count += 1
     return count

@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from treadle.model import compiled_for, kernel_folder, kernels_ready, warm
 from treadle.model.kernel_cache import all_compiled, note_all_compiled
-from treadle.model.warmup.compilers import Compilers, useful_processes
+from treadle.model.warmup.compilers import Compilers, end_waiting, useful_processes
 from treadle.model.warmup.groups import KernelGroup
 from treadle.server.errors import unavailable
 from treadle.server.telemetry import metrics
@@ -183,7 +183,8 @@ class Warmup:
 
 def _compilers() -> Compilers | None:
     """Starts processes that compile; None where nothing is left to compile, or none can start."""
-    if all_compiled():
+    if all_compiled():  # perhaps by another server, since this one began
+        end_waiting()
         return None
     try:
         return Compilers(useful_processes())

@@ -123,6 +123,17 @@ class Compilers:
             return self._left.popleft()
 
 
+def end_waiting() -> None:
+    """Ends processes that `start_early` has started and that nobody gives a task."""
+    while _waiting:
+        process = _waiting.pop()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
 def _begin() -> subprocess.Popen[bytes]:
     """Starts a process that waits for tasks."""
     # In a session of its own: Ctrl-C is for this process, which then ends the others.

@@ -12,7 +12,7 @@ from treadle.benchmarks.checks import CheckError
 from treadle.benchmarks.peak import flops_per_token, multiply_adds
 from treadle.benchmarks.rivals import Workers, earlier
 from treadle.benchmarks.settings import SECTIONS, Case, Settings, train_cases
-from treadle.kernels import reference
+from treadle.kernels.reference import network
 
 
 def test_flags() -> None:
@@ -90,9 +90,9 @@ def test_gradients_of_the_reference_pass(cell: str) -> None:
 
 
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    backward = reference.output_backward
+    backward = network.output_backward
     monkeypatch.setattr(
-        reference, "output_backward", lambda *a: tuple(1.01 * x for x in backward(*a))
+        network, "output_backward", lambda *a: tuple(1.01 * x for x in backward(*a))
     )
     assert checks.check_gradients("rnn") > 1e-3
 

@@ -168,3 +168,12 @@ def test_a_process_dies_with_what_started_it_in_the_middle_of_a_task(tmp_path: P
 
 def test_there_are_no_more_processes_than_processors() -> None:
     assert 1 <= useful_processes() <= 4
+
+
+def test_processes_that_get_no_task_are_ended(done: Path) -> None:
+    compilers.start_early()
+    waiting = [process.pid for process in compilers._waiting]
+    assert waiting
+    compilers.end_waiting()
+    assert compilers._waiting == []
+    assert all(map(gone, waiting))

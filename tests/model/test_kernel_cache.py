@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,3 +31,20 @@ def test_it_is_noted_that_all_are_compiled_only_where_all_are_kept(
     assert not kernel_cache.all_compiled()
     kernel_cache.note_all_compiled()
     assert kernel_cache.all_compiled() == is_written
+
+
+def test_where_kernels_are_removed_it_is_not_noted_that_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_cache, "PYTHON_MODE", False)
+    monkeypatch.setattr(kernel_cache, "kernel_folder", lambda: str(tmp_path))
+    kernel_cache._note().touch()
+    (tmp_path / "new-1").mkdir()
+    kernel_cache.sweep_temporary_kernels()
+    assert kernel_cache.all_compiled()
+    old = tmp_path / "old-1"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    assert kernel_cache.sweep_temporary_kernels() >= 1
+    assert not old.exists()
+    assert not kernel_cache.all_compiled()
