@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from small_models import model_of
 
+from treadle.kernels.gemm_packing import PANEL
+from treadle.kernels.panel_words import QUADS_WIDTH
 from treadle.model.config import TokenizerConfig
 from treadle.model.enums import CorpusLayout, InferencePrecision, TokenizerKind
 from treadle.model.errors import ConfigError
@@ -111,8 +113,8 @@ def test_a_view_in_another_precision_shares_all_but_the_panels() -> None:
     assert view.content_hash is model.content_hash
     for name in ("table", "embedding", "Wx0", "b", "bh", "by"):
         assert getattr(view.weights, name) is getattr(model.weights, name)
-    assert view.weights.Wh.dtype == view.weights.Wy.dtype == np.int32
-    assert model.weights.Wh.dtype == model.weights.Wy.dtype == np.float32
+    assert view.weights.Wh.shape[-1] == view.weights.Wy.shape[-1] == QUADS_WIDTH
+    assert model.weights.Wh.shape[-1] == model.weights.Wy.shape[-1] == PANEL
 
 
 def test_precisions_packed_in_either_order_are_the_same() -> None:
