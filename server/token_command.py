@@ -243,6 +243,8 @@ def _print_secret(path: Path, name: str, token: AccessToken) -> int:
             f"`{PROG} revoke {token.id}` and make another",
             file=sys.stderr,
         )
+        # Python would write the rest when it ends, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     record = _read(path).callers.get(name)
     known = (

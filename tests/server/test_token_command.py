@@ -290,11 +290,17 @@ def test_a_crash_while_writing_leaves_the_old_file(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_token_that_cannot_be_printed_can_be_revoked(path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_token_that_cannot_be_printed_can_be_revoked(path: Path, unbuffered: str) -> None:
     command = [sys.executable, "-m", "treadle.server", "token", *CREATE, "--callers-file"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [*command, str(path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*command, str(path)],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 1
     (token,) = read(path).callers["ci"].tokens
