@@ -129,7 +129,8 @@ class Console:
         for end in self._live:
             with contextlib.suppress(Exception):
                 end()
-            os.write(sys.stderr.fileno(), SHOW_CURSOR.encode())
+            # A display that was interrupted while it drew may not have ended its line.
+            os.write(sys.stderr.fileno(), (CLEAR_LINE + SHOW_CURSOR).encode())
 
     @property
     def descriptor(self) -> int | None:
