@@ -43,10 +43,11 @@ from treadle.server.inference.model_resolver import ModelResolver
 from treadle.server.inference.open_streams import OpenStreams, PendingStreams, SilentStreamCloser
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score import ScoreHandler
+from treadle.server.jobs.executors.executor import Executor
+from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.worker_pool import WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.release import RELEASE
@@ -133,7 +134,7 @@ class App:
         quotas = QuotaBook(authenticator.quotas_of)
 
         # Training: uploads become jobs, and jobs run in processes of their own.
-        self._workers = WorkerPool(config.standby_workers)
+        self._workers: Executor = WorkerPool(config.standby_workers)
         self._jobs = JobManager(
             self._data_dir,
             self._workers,

@@ -24,7 +24,7 @@ from treadle.server.telemetry.job_trace import JobTrace
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
-    from treadle.server.jobs.worker_pool import Worker
+    from treadle.server.jobs.executors.executor import Worker
     from treadle.server.storage.database import Database
     from treadle.server.storage.schema import JobRow
 
@@ -75,7 +75,9 @@ class Job:
         self.space_try_at = 0.0
         """When it may do so again, by `time.monotonic`."""
         self.crashes = 0
-        """How many of its processes died since the last checkpoint."""
+        """How many of its processes died by themselves since the last checkpoint."""
+        self.losses = 0
+        """How many of its processes died with their machines since the last checkpoint."""
         self.trace = JobTrace(row.id, row.call_id, row.state)
         """Its trace, within this server."""
         self._latest_s = max(row.created_s, row.queued_s, row.started_s or 0.0)

@@ -51,7 +51,7 @@ from treadle.server.storage.job_files import STATE_FILE
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
 
 if TYPE_CHECKING:
-    from treadle.server.jobs.worker_pool import WorkerPool
+    from treadle.server.jobs.executors.executor import Executor
     from treadle.server.jobs.worker_request import RunLimits
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.schema import JobRow
@@ -86,7 +86,7 @@ class JobManager:
     def __init__(
         self,
         data_dir: DataDir,
-        workers: WorkerPool,
+        workers: Executor,
         limits: JobLimits,
         run_limits: RunLimits,
         hold_reason: Callable[[], str] = lambda: "",

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,6 +17,7 @@ import grpc
 from treadle.model.atomic_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
+from treadle.server.jobs.executors.executor import Executor, JobNeeds, Worker
 from treadle.server.jobs.worker_request import RunLimits, worker_request
 from treadle.server.messages import responses
 from treadle.server.resources import thread_pools
@@ -26,7 +28,6 @@ from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
     from treadle.server.jobs.job import Job
-    from treadle.server.jobs.worker_pool import Worker, WorkerPool
     from treadle.server.storage.data_dir import DataDir
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ _LOOK_S = 5.0
 _BACKOFF_S = 0.1
 """Seconds before a second restart, doubled before each further one."""
 _MAX_BACKOFF_S = 5.0
+
+_MOST_LOSSES = 20
+"""How often in a row a job continues after its machine died without a new checkpoint: one that
+brings down machine after machine must end some time."""
 
 
 class Ending(enum.Enum):
@@ -65,6 +70,8 @@ class Outcome:
     """Bytes of disk space that it lacked; 0: it did not pause for lack of space."""
     error: Exception | None = None
     """What it failed with."""
+    lost: bool = False
+    """Whether it died with its machine, which is no fault of the job."""
 
 
 class JobRunner:
@@ -79,7 +86,7 @@ class JobRunner:
     """
 
     def __init__(
-        self, data_dir: DataDir, workers: WorkerPool, limits: RunLimits, restarts: int
+        self, data_dir: DataDir, workers: Executor, limits: RunLimits, restarts: int
     ) -> None:
         self._data_dir = data_dir
         self._workers = workers
@@ -112,20 +119,25 @@ class JobRunner:
                 raise asyncio.CancelledError  # an `outlast` may have taken the first one
             if outcome.ending is not Ending.DIED or job.leaving:
                 return outcome
-            job.crashes += 1
-            if job.crashes > self._restarts:
-                times = f"{job.crashes} times in a row without a new checkpoint between"
+            if outcome.lost:
+                job.losses += 1
+            else:
+                job.crashes += 1
+            deaths = job.crashes + job.losses
+            if job.crashes > self._restarts or job.losses > _MOST_LOSSES:
+                times = f"{deaths} times in a row without a new checkpoint between"
                 error = aborted(f"{outcome.reason} ({times})")
                 return Outcome(Ending.FAILED, error=error)
             logger.warning("job %s continues: %s", job.id, outcome.reason)
             metrics.JOB_RESTARTS.inc()
             await job.change(restarts=job.row.restarts + 1)
             reason = f"{outcome.reason}; the job continues from its last checkpoint"
-            if job.crashes > 1:  # the cause of its death may pass
-                await asyncio.sleep(min(_BACKOFF_S * 2**job.crashes, _MAX_BACKOFF_S))
+            if deaths > 1:  # the cause of its death may pass
+                await asyncio.sleep(min(_BACKOFF_S * 2**deaths, _MAX_BACKOFF_S))
 
     async def _run_once(self, job: Job) -> Outcome:
         """Has a new process train a job, from its checkpoint if it has one."""
+        before = job.row.reason
         try:
             worker = await self._take(job)
         except (StatusError, OSError) as error:  # the latter: too many processes, say
@@ -136,6 +148,8 @@ class JobRunner:
         if worker is None:
             return Outcome(Ending.PAUSED, job.pausing or job.overrun or self._leaving)
         try:
+            if job.row.reason != before:  # it waited for the process
+                await self._report_reason(job, before)
             TRAINING.started(job.id, is_new=not job.last_progress.step)
             with job.running():
                 outcome = await self._train(job, worker)
@@ -184,7 +198,12 @@ class JobRunner:
                 job.worker.kill()
 
     def share_threads(self, jobs: Sequence[Job]) -> None:
-        """Gives all running jobs equal shares of the threads, which changes no result."""
+        """Gives all running jobs equal shares of the threads of one machine.
+
+        That changes no result.
+        """
+        if not self._workers.shares_threads:
+            return
         self._threads = max(1, self._limits.threads // max(1, len(jobs)))
         for job in jobs:
             if job.worker is not None:
@@ -195,7 +214,8 @@ class JobRunner:
         without = self._no_process_needed[job] = asyncio.Event()
         if job.leaving or self._leaving:
             without.set()
-        taking = asyncio.create_task(self._workers.take())
+        needs = JobNeeds(job.id, self._threads, self._limits.max_run_bytes)
+        taking = asyncio.create_task(self._workers.take(needs, partial(self._waits, job)))
         waiting = asyncio.create_task(without.wait())
         try:
             await asyncio.wait([taking, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -273,7 +293,7 @@ class JobRunner:
                 if worker.took_too_much or (worker.starved and not kept):
                     logger.error("job %s: %s", job.id, error)
                     return Outcome(Ending.FAILED, error=_needs_more(self._limits.max_run_bytes))
-                return Outcome(Ending.DIED, error.message)
+                return Outcome(Ending.DIED, error.message, lost=worker.lost)
             match message.pop("event"):
                 case "started":
                     await self._started(job, message)
@@ -291,6 +311,7 @@ class JobRunner:
                 case "checkpoint":
                     TRAINING.checkpoint(job.id, message["took_s"])
                     job.crashes = 0
+                    job.losses = 0
                     job.space_tries = 0
                     kept = True
                 case "phase":
@@ -306,6 +327,11 @@ class JobRunner:
                     if isinstance(fault, MemoryError):
                         fault = _needs_more(self._limits.max_run_bytes)
                     return Outcome(Ending.FAILED, error=fault)
+
+    async def _waits(self, job: Job, reason: str) -> None:
+        """Publishes why a job that may run has no process yet, once for each reason."""
+        if job.row.reason != (job.request_reason or reason):
+            await self._report_reason(job, reason)
 
     async def _report_reason(self, job: Job, reason: str) -> str:
         """Publishes what a running job is doing; returns the reason published."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from treadle.server.access.request_id import current_request_id, log_form
-from treadle.server.jobs.worker_pool import STOP_TIMEOUT_S
+from treadle.server.jobs.executors.executor import STOP_TIMEOUT_S
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:

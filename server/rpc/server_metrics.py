@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from treadle.server.inference.admission import ControlAdmission, InferenceAdmission
     from treadle.server.inference.model_cache import ModelCache
     from treadle.server.inference.scheduler import Scheduler
+    from treadle.server.jobs.executors.executor import Executor
     from treadle.server.jobs.manager import JobManager
-    from treadle.server.jobs.worker_pool import WorkerPool
     from treadle.server.resources.disk_usage import DiskUsage
     from treadle.server.resources.memory_budget import MemoryBudget
 
@@ -32,7 +32,7 @@ def server_state(
     models: ModelCache,
     budget: MemoryBudget,
     jobs: JobManager,
-    workers: WorkerPool,
+    workers: Executor,
     disk: DiskUsage,
 ) -> ServerState:
     """Returns what reads the metrics of a server.

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError
-from treadle.server.jobs.worker_pool import WorkerPool
+from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.upload_files import UploadFiles
 from treadle.v1 import sequence_pb2 as pb

@@ -18,11 +18,12 @@ from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.completion import Completion
+from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
+from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job import CANCELLING, PAUSING
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import new_id, new_row
-from treadle.server.jobs.worker_pool import Worker, WorkerPool
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
@@ -52,7 +53,7 @@ class FakeWorker:
     """Saves the same model in every job, at once."""
 
     pid = 0
-    took_too_much = starved = False
+    took_too_much = starved = lost = False
 
     def __init__(self, model: bytes = b"") -> None:
         self.sent: list[worker_protocol.Message] = []
@@ -122,7 +123,7 @@ class FakeWorkerPool(WorkerPool):
         self._make = make
         self.given = 0
 
-    async def take(self) -> Worker:
+    async def take(self, needs: JobNeeds, on_wait: OnWait) -> Worker:
         self.given += 1
         return cast("Worker", self._make())
 
@@ -414,6 +415,69 @@ def test_a_checkpoint_forgives_what_died_before(data_dir: DataDir, model: bytes)
     asyncio.run(run())
 
 
+class LostWorker(DyingWorker):
+    """Dies with its machine."""
+
+    lost = True
+
+
+def test_machines_that_die_are_no_fault_of_a_job(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.jobs.runner._BACKOFF_S", 0.0001)
+
+    async def run() -> None:
+        made = [LostWorker(), LostWorker(), DyingWorker(), LostWorker(), FakeWorker(model)]
+        manager = make_manager(data_dir, FakeWorkerPool(lambda: made.pop(0)), restarts=1)
+        job = await submit(manager, data_dir)
+        manager.open()
+        events = await follow(manager, job)
+        assert events[-1].completed.version == 1
+        reasons = [
+            event.state.reason for event in events if "it died; the job" in event.state.reason
+        ]
+        assert len(reasons) == 4
+
+    asyncio.run(run())
+
+
+def test_a_job_that_brings_down_machine_after_machine_ends(
+    data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.jobs.runner._BACKOFF_S", 0.0)
+    monkeypatch.setattr("treadle.server.jobs.runner._MOST_LOSSES", 3)
+
+    async def run() -> None:
+        workers = FakeWorkerPool(LostWorker)
+        manager = make_manager(data_dir, workers)
+        job = await submit(manager, data_dir)
+        manager.open()
+        with pytest.raises(StatusError, match=r"it died .4 times in a row"):
+            await follow(manager, job)
+        assert workers.given == 4
+
+    asyncio.run(run())
+
+
+def test_a_job_tells_why_it_has_no_process_yet(data_dir: DataDir, model: bytes) -> None:
+    class Full(FakeWorkerPool):
+        async def take(self, needs: JobNeeds, on_wait: OnWait) -> Worker:
+            assert needs.threads == 1
+            for reason in ("it is full", "it is full", "still full"):
+                await on_wait(reason)
+            return await super().take(needs, on_wait)
+
+    async def run() -> None:
+        manager = make_manager(data_dir, Full(lambda: FakeWorker(model)))
+        job = await submit(manager, data_dir)
+        manager.open()
+        events = await follow(manager, job)
+        reasons = [event.state.reason for event in events if event.HasField("state")]
+        assert reasons[1:5] == ["", "it is full", "still full", ""]
+
+    asyncio.run(run())
+
+
 def test_a_full_disk_delays_the_note_of_an_end(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,10 +552,10 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
             self.ready = asyncio.Event()
             self.kept: list[asyncio.Task[Worker]] = []
 
-        async def take(self) -> Worker:
+        async def take(self, needs: JobNeeds, on_wait: OnWait) -> Worker:
             self.given += 1
             await self.ready.wait()
-            return await super().take()
+            return await super().take(needs, on_wait)
 
         def keep(self, taking: asyncio.Task[Worker]) -> None:
             self.kept.append(taking)

@@ -1,4 +1,4 @@
-"""`WorkerPool` starts training processes and keeps some ready; `Worker` is one of them.
+"""`WorkerPool` runs jobs on this machine: it keeps processes ready; `LocalWorker` is one of them.
 
 A process trains one model and ends. It is a new Python and not a fork, since gRPC and thread pools
 break in forked children. Imports and loading kernels take most of a second, so some processes
@@ -18,6 +18,7 @@ from contextvars import Context
 
 from treadle.server.errors import StatusError, aborted
 from treadle.server.jobs import worker_protocol
+from treadle.server.jobs.executors.executor import STOP_TIMEOUT_S, JobNeeds, OnWait, Worker
 from treadle.server.resources import process_memory, process_status
 
 logger = logging.getLogger(__name__)
@@ -29,14 +30,11 @@ _REFILL_DELAY_S = 1.0
 _END_S = 2.0
 """Seconds that a process may take to end after the end of its input; then it is killed."""
 
-STOP_TIMEOUT_S = 30.0
-"""Seconds that a process may take to follow a request or to respond; then it is killed."""
-
 _LOOK_S = 0.5
 """Seconds between two checks of a process."""
 
 
-class Worker:
+class LocalWorker:
     """One training process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -51,9 +49,11 @@ class Worker:
         """Whether it was killed for taking too much memory."""
         self.starved = False
         """Whether Linux killed it for lack of memory, by its own fault or another process'."""
+        self.lost = False
+        """Never: the server would have ended with its machine."""
 
     @classmethod
-    async def start(cls, warm: bool) -> Worker:
+    async def start(cls, warm: bool) -> LocalWorker:
         """Starts a process, which reports when it is ready.
 
         Args:
@@ -196,6 +196,8 @@ class WorkerPool:
         standby: How many to keep ready.
     """
 
+    shares_threads = True
+
     def __init__(self, standby: int) -> None:
         self._standby = standby
         self._starting: list[asyncio.Task[Worker]] = []
@@ -210,8 +212,12 @@ class WorkerPool:
         """How many processes there are, those that stand by or are about to end included."""
         return len(self._all) + len(self._dismissed)
 
-    async def take(self) -> Worker:
+    async def take(self, needs: JobNeeds, on_wait: OnWait) -> Worker:
         """Returns a process that is ready for a job; `dismiss` it in the end.
+
+        Args:
+            needs: What the job needs; it gets a share of the threads later.
+            on_wait: Not called.
 
         Raises:
             StatusError: ABORTED: a new process did not get ready.
@@ -286,7 +292,7 @@ class WorkerPool:
             self._starting.append(starting)
 
     async def _start(self, warm: bool) -> Worker:
-        worker = await Worker.start(warm)
+        worker = await LocalWorker.start(warm)
         self._all.add(worker)
         looking = asyncio.create_task(worker.supervise(STOP_TIMEOUT_S))
         try:
