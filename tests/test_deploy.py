@@ -3,64 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import kubernetes_validate
+import promql_parser
 import pytest
 import yaml  # type: ignore[import-untyped]
+from kustomization import MERGE_KEYS, Object, documents, render
 
 from treadle.server.config import ServerConfig
+from treadle.server.telemetry.server_state import READINGS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+OVERLAYS = ("single", "replicas")
+OLDEST = "1.27"
+"""The first Kubernetes whose probes know gRPC."""
+
+Objects = dict[str, Object]
+"""Objects by kind and name."""
 
 
-@pytest.fixture(scope="module")
-def objects() -> dict[str, dict[str, Any]]:
-    """The Kubernetes objects by their kind; there is one of each."""
-    read = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))
-    by_kind = {item["kind"]: item for item in read}
-    assert len(by_kind) == len(read)
-    return by_kind
+def _named(objects: list[Object]) -> Objects:
+    named = {f"{item['kind']}/{item['metadata']['name']}": item for item in objects}
+    assert len(named) == len(objects)
+    return named
 
 
-def _pod(objects: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    template: dict[str, Any] = objects["Deployment"]["spec"]["template"]
+OBJECTS = {overlay: _named(render(KUBERNETES / overlay)) for overlay in OVERLAYS}
+
+
+@pytest.fixture(params=OVERLAYS)
+def objects(request: pytest.FixtureRequest) -> Objects:
+    """The Kubernetes objects of each overlay."""
+    return OBJECTS[request.param]
+
+
+def _pod(objects: Objects) -> dict[str, Any]:
+    template: dict[str, Any] = objects["Deployment/treadle"]["spec"]["template"]
     return template
 
 
-def _container(objects: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _container(objects: Objects) -> dict[str, Any]:
     container: dict[str, Any]
     [container] = _pod(objects)["spec"]["containers"]
     return container
 
 
-def _kubernetes_settings(objects: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _kubernetes_settings(objects: Objects) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in _container(objects)["env"]}
 
 
-@pytest.fixture(scope="module")
-def service() -> dict[str, Any]:
-    """The one service of the Compose file."""
-    services: dict[str, dict[str, Any]]
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]
-    [service] = services.values()
-    return service
+def _compose(name: str) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text("utf-8"))
+    return read
 
 
-@pytest.fixture(params=["compose", "kubernetes"])
-def settings(
-    request: pytest.FixtureRequest, service: dict[str, Any], objects: dict[str, dict[str, Any]]
-) -> dict[str, str]:
-    """The variables that each of the two sets."""
-    if request.param == "kubernetes":
-        return _kubernetes_settings(objects)
-    variables: dict[str, str] = service["environment"]
-    return variables
+def _servers(name: str) -> dict[str, dict[str, Any]]:
+    """Returns the services of a Compose file that run Treadle."""
+    services = _compose(name)["services"]
+    return {name: service for name, service in services.items() if name[:7] == "treadle"}
 
 
-def test_every_variable_is_a_setting(settings: dict[str, str]) -> None:
-    names = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ServerConfig)}
-    assert set(settings) <= names
+SERVERS = {
+    "compose": _servers("compose.yaml")["treadle"],
+    "compose.replicas 1": _servers("compose.replicas.yaml")["treadle-1"],
+    "compose.replicas 2": _servers("compose.replicas.yaml")["treadle-2"],
+}
+
+
+@pytest.fixture(params=sorted(SERVERS))
+def service(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each service of the Compose files that runs Treadle."""
+    return SERVERS[request.param]
+
+
+def _all_settings() -> Iterator[tuple[str, dict[str, str]]]:
+    for name, service in SERVERS.items():
+        yield name, service["environment"]
+    for overlay, objects in OBJECTS.items():
+        yield overlay, _kubernetes_settings(objects)
+
+
+SETTINGS = dict(_all_settings())
+REPLICAS = ("compose.replicas 1", "compose.replicas 2", "replicas")
+
+
+@pytest.fixture(params=sorted(SETTINGS))
+def settings(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variables that each file sets."""
+    return SETTINGS[request.param]
 
 
 def test_callers_need_tls_and_a_token(settings: dict[str, str]) -> None:
@@ -69,6 +105,23 @@ def test_callers_need_tls_and_a_token(settings: dict[str, str]) -> None:
     assert settings["TREADLE_AUDIT_LOG"] == "-"
     public = settings.get("TREADLE_PUBLIC_SERVICES", ServerConfig().public_services)
     assert public == "health", "reflection lists the calls"
+
+
+@pytest.mark.parametrize("name", REPLICAS)
+def test_replicas_share_the_database_and_the_blobs(name: str) -> None:
+    settings = SETTINGS[name]
+    assert settings["TREADLE_DATABASE_URL"].startswith("postgresql://")
+    assert settings["TREADLE_BLOBS_URL"].startswith("s3://")
+
+
+def test_no_secret_is_in_the_files(settings: dict[str, str]) -> None:
+    """They name files; a value in a variable would be in `docker inspect` and in process lists."""
+    for name, value in settings.items():
+        assert not {"TOKEN", "PASSWORD", "SECRET"} & set(name.split("_"))
+        if "KEY" in name:
+            assert value.startswith("/run/secrets/")
+        if name.endswith("_URL"):
+            assert "@" not in value, "a user, and perhaps a password"
 
 
 def test_compose_mounts_the_folder_of_secrets(service: dict[str, Any]) -> None:
@@ -81,7 +134,7 @@ def test_compose_mounts_the_folder_of_secrets(service: dict[str, Any]) -> None:
             assert str(PurePosixPath(value).parent) == mount["target"]
 
 
-def test_kubernetes_mounts_secrets_as_folders(objects: dict[str, dict[str, Any]]) -> None:
+def test_kubernetes_mounts_secrets_as_folders(objects: Objects) -> None:
     spec = _pod(objects)["spec"]
     secrets = {volume["name"]: volume["secret"] for volume in spec["volumes"] if "secret" in volume}
     folders = set()
@@ -90,7 +143,7 @@ def test_kubernetes_mounts_secrets_as_folders(objects: dict[str, dict[str, Any]]
             assert mount["readOnly"] is True
             assert "subPath" not in mount
             folders.add(mount["mountPath"])
-    assert len(folders) == len(secrets) == 2
+    assert len(folders) == len(secrets) >= 2
     files = [value for value in _kubernetes_settings(objects).values() if value[:5] == "/run/"]
     assert {str(PurePosixPath(file).parent) for file in files} == folders
     for secret in secrets.values():
@@ -102,14 +155,100 @@ def test_compose_takes_every_right_from_the_container(service: dict[str, Any]) -
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"privileged", "cap_add", "user", "devices", "network_mode", "pid"}.isdisjoint(service)
-    [tmp] = service["tmpfs"]
-    assert tmp.startswith("/tmp:")
-    assert {"noexec", "nosuid", "nodev"} <= set(tmp.partition(":")[2].split(","))
+    folders = {folder.partition(":")[0]: folder.partition(":")[2] for folder in service["tmpfs"]}
+    assert "/tmp" in folders
+    for options in folders.values():
+        assert {"noexec", "nosuid", "nodev"} <= set(options.split(","))
     assert {"mem_limit", "pids_limit"} <= set(service)
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 
-def test_the_pod_fits_the_restricted_standard(objects: dict[str, dict[str, Any]]) -> None:
+def test_what_replicas_need_is_as_hardened() -> None:
+    services = _compose("compose.replicas.yaml")["services"]
+    others = {name: service for name, service in services.items() if name[:7] != "treadle"}
+    assert {"database", "objectstore"} < set(others)
+    for name, service in others.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "pids_limit"} <= set(service), name
+        assert not {"ports", "privileged", "devices", "pid"} & set(service), name
+        assert ":" in service["image"].rpartition("/")[2], f"{name} names no version"
+        if name == "objectstore-volume":  # root, with one right, without a network, for a moment
+            assert service["cap_add"] == ["CHOWN"]
+            assert service["network_mode"] == "none"
+            assert service["restart"] == "no"
+            continue
+        assert "cap_add" not in service, name
+        assert service["user"].partition(":")[0] not in ("", "0", "root"), name
+        assert service["networks"] == ["storage"], name
+    assert _compose("compose.replicas.yaml")["networks"]["storage"] == {"internal": True}
+
+
+def test_services_wait_for_what_is_healthy() -> None:
+    services = _compose("compose.replicas.yaml")["services"]
+    seen = set()
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            seen.add(how["condition"])
+            if how["condition"] == "service_healthy":
+                assert services[needed]["healthcheck"]["test"][0] == "CMD", needed
+            else:
+                assert services[needed]["restart"] == "no", f"{name} waits for the end of {needed}"
+    assert seen == {"service_healthy", "service_completed_successfully"}
+
+
+def test_compose_replicas_differ_in_their_ports_alone() -> None:
+    [first, second] = _servers("compose.replicas.yaml").values()
+    assert first["ports"] != second["ports"]
+    assert first | {"ports": []} == second | {"ports": []}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubectl_renders_the_same(overlay: str) -> None:
+    """These tests read what `render` makes of a kustomization: kubectl must make the same."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
+    printed = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    rendered = _named(list(yaml.safe_load_all(printed)))
+    assert _sorted(rendered) == _sorted(OBJECTS[overlay])
+
+
+def _sorted(value: Any, name: str = "") -> Any:
+    """Returns a value with lists in the order of their merge keys, which the patch may change."""
+    if isinstance(value, dict):
+        return {name: _sorted(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        items = [_sorted(item) for item in value]
+        key = MERGE_KEYS.get(name)
+        if key and all(key in item for item in items):
+            return sorted(items, key=lambda item: str(item[key]))
+        return items
+    return value
+
+
+def test_a_kustomization_with_anything_else_is_refused(tmp_path: Path) -> None:
+    """So that no field is silently left out of what these tests see."""
+    (tmp_path / "kustomization.yaml").write_text("resources: []\nnamePrefix: my-\n")
+    with pytest.raises(ValueError, match="namePrefix"):
+        render(tmp_path)
+
+
+@pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
+def test_manifests_fit_the_published_schemas(objects: Objects, version: str) -> None:
+    for item in objects.values():
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_schemas_find_a_wrong_field() -> None:
+    budget = OBJECTS["replicas"]["PodDisruptionBudget/treadle"]
+    wrong = budget | {"spec": budget["spec"] | {"maxUnavailables": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="maxUnavailables"):
+        kubernetes_validate.validate(wrong, OLDEST, strict=True)
+
+
+def test_the_pod_fits_the_restricted_standard(objects: Objects) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/"""
     spec = _pod(objects)["spec"]
     assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(spec)
@@ -119,7 +258,7 @@ def test_the_pod_fits_the_restricted_standard(objects: dict[str, dict[str, Any]]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
-    assert kinds == {"persistentVolumeClaim", "emptyDir", "secret"}
+    assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
     container = _container(objects)
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -129,53 +268,123 @@ def test_the_pod_fits_the_restricted_standard(objects: dict[str, dict[str, Any]]
     assert set(container["resources"]["limits"]) == {"cpu", "memory"}
 
 
-def test_no_secret_is_in_the_files(settings: dict[str, str]) -> None:
-    """They name files; a value in a variable would be in `docker inspect` and in process lists."""
-    for name, value in settings.items():
-        assert "TOKEN" not in name
-        if "KEY" in name:
-            assert value.startswith("/run/secrets/")
+def test_a_single_server_keeps_its_data_and_replicas_do_not() -> None:
+    kinds = {}
+    for overlay, objects in OBJECTS.items():
+        [data] = [volume for volume in _pod(objects)["spec"]["volumes"] if volume["name"] == "data"]
+        [kinds[overlay]] = data.keys() - {"name"}
+    assert kinds == {"single": "persistentVolumeClaim", "replicas": "emptyDir"}
+    single = OBJECTS["single"]["Deployment/treadle"]["spec"]
+    assert single["replicas"] == 1
+    assert single["strategy"] == {"type": "Recreate"}
 
 
-def test_what_selects_pods_selects_those_of_the_deployment(
-    objects: dict[str, dict[str, Any]],
-) -> None:
+def test_what_selects_pods_selects_those_of_the_deployment(objects: Objects) -> None:
     labels = _pod(objects)["metadata"]["labels"].items()
-    selectors = (
-        objects["Deployment"]["spec"]["selector"]["matchLabels"],
-        objects["Service"]["spec"]["selector"],
-        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
-    )
+    selectors = [
+        objects["Deployment/treadle"]["spec"]["selector"]["matchLabels"],
+        objects["NetworkPolicy/treadle"]["spec"]["podSelector"]["matchLabels"],
+    ]
+    selectors += [
+        item["spec"]["selector"] for item in objects.values() if item["kind"] == "Service"
+    ]
+    if budget := objects.get("PodDisruptionBudget/treadle"):
+        selectors.append(budget["spec"]["selector"]["matchLabels"])
+    for constraint in _pod(objects)["spec"].get("topologySpreadConstraints", []):
+        selectors.append(constraint["labelSelector"]["matchLabels"])
     for selector in selectors:
         assert selector
         assert selector.items() <= labels
 
 
-def test_the_network_policy_lets_in_labelled_callers_of_the_port_alone(
-    objects: dict[str, dict[str, Any]],
-) -> None:
-    policy = objects["NetworkPolicy"]
+def test_the_network_policy_lets_in_labelled_callers_of_the_port_alone(objects: Objects) -> None:
+    policy = objects["NetworkPolicy/treadle"]
     assert policy["apiVersion"] == "networking.k8s.io/v1"
     spec = policy["spec"]
     assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
-    assert spec["egress"] == []
-    [rule] = spec["ingress"]
+    [rule] = [rule for rule in spec["ingress"] if rule["ports"][0]["port"] == "grpc"]
     [caller] = rule["from"]
     assert set(caller) == {"podSelector"}, "other namespaces stay out"
     assert caller["podSelector"] == {"matchLabels": {"treadle-access": "true"}}
     assert [(port["port"], port["protocol"]) for port in rule["ports"]] == [("grpc", "TCP")]
 
 
-def test_the_service_leads_to_the_port_of_the_calls(objects: dict[str, dict[str, Any]]) -> None:
+def test_a_single_server_calls_nobody_and_replicas_their_storage() -> None:
+    policies = {name: objects["NetworkPolicy/treadle"] for name, objects in OBJECTS.items()}
+    assert policies["single"]["spec"]["egress"] == []
+    assert len(policies["single"]["spec"]["ingress"]) == 1
+    allowed = policies["replicas"]["spec"]["egress"]
+    ports = {(port["protocol"], port["port"]) for rule in allowed for port in rule["ports"]}
+    assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 5432), ("TCP", 443)}
+    [scrape] = [rule for rule in policies["replicas"]["spec"]["ingress"] if "http" in str(rule)]
+    assert set(scrape["from"][0]) == {"namespaceSelector"}
+    assert SETTINGS["replicas"]["TREADLE_METRICS_ACCESS"] == "public"
+
+
+def test_the_services_lead_to_the_port_of_the_calls(objects: Objects) -> None:
     ports = {port["name"]: port["containerPort"] for port in _container(objects)["ports"]}
-    assert set(ports) == {"grpc", "health"}
-    assert [port["targetPort"] for port in objects["Service"]["spec"]["ports"]] == ["grpc"]
+    assert {"grpc", "health"} <= set(ports)
+    for item in objects.values():
+        if item["kind"] == "Service":
+            assert [port["targetPort"] for port in item["spec"]["ports"]] == ["grpc"]
     health = _kubernetes_settings(objects)["TREADLE_HEALTH_ADDRESS"]
     assert health.rpartition(":")[2] == str(ports["health"])
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert _container(objects)[probe]["grpc"] == {"port": ports["health"]}
 
 
+def test_clients_can_resolve_all_replicas() -> None:
+    """A headless Service, whose name leads to the addresses of the pods that are ready."""
+    spec = OBJECTS["replicas"]["Service/treadle-replicas"]["spec"]
+    assert spec["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in spec
+
+
+def test_the_autoscaler_reads_a_metric_that_the_server_has() -> None:
+    autoscaler = OBJECTS["replicas"]["HorizontalPodAutoscaler/treadle"]["spec"]
+    deployment = OBJECTS["replicas"]["Deployment/treadle"]
+    target = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": "treadle"}
+    assert autoscaler["scaleTargetRef"] == target
+    assert "replicas" not in deployment["spec"], "an apply would set back what it scaled"
+    [metric] = autoscaler["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    assert name in {reading.name for reading in READINGS}
+    [rule] = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text("utf-8"))["rules"][
+        "custom"
+    ]
+    assert rule["seriesQuery"].startswith(f"{name}{{")
+    query = rule["metricsQuery"]
+    for template, value in {
+        "<<.Series>>": name,
+        "<<.LabelMatchers>>": 'namespace="default"',
+        "<<.GroupBy>>": "pod",
+    }.items():
+        assert template in query
+        query = query.replace(template, value)
+    promql_parser.parse(query)
+    budget = OBJECTS["replicas"]["PodDisruptionBudget/treadle"]["spec"]
+    assert budget["maxUnavailable"] < autoscaler["minReplicas"] < autoscaler["maxReplicas"]
+
+
+def test_the_scrape_finds_the_pods_and_names_them_as_the_adapter_needs() -> None:
+    [scrape] = documents(DEPLOY / "prometheus-kubernetes.yaml")[0]["scrape_configs"]
+    rules = {rule["source_labels"][0]: rule for rule in scrape["relabel_configs"]}
+    labels = _pod(OBJECTS["replicas"])["metadata"]["labels"]
+    label = rules["__meta_kubernetes_pod_label_app_kubernetes_io_name"]
+    assert label["regex"] == labels["app.kubernetes.io/name"]
+    names = {port["name"] for port in _container(OBJECTS["replicas"])["ports"]}
+    assert rules["__meta_kubernetes_pod_container_port_name"]["regex"] in names
+    [rule] = documents(DEPLOY / "prometheus-adapter.yaml")[0]["rules"]["custom"]
+    made = {rule.get("target_label") for rule in scrape["relabel_configs"]}
+    assert set(rule["resources"]["overrides"]) <= made
+
+
 def test_compose_publishes_on_this_machine_alone(service: dict[str, Any]) -> None:
     assert service["ports"]
     assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(SETTINGS) if name not in REPLICAS])
+def test_every_variable_is_a_setting(name: str) -> None:
+    names = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ServerConfig)}
+    assert {variable for variable in SETTINGS[name] if variable[:8] == "TREADLE_"} <= names

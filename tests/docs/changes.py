@@ -147,6 +147,12 @@ NOT_RUN = [
         "docs/security.md", "kubectl create secret tls", "needs a cluster: tests/test_deploy.py"
     ),
     NotRun("docs/security.md", "--dry-run=client", "needs a cluster"),
+    NotRun(
+        "docs/scale.md",
+        "compose.replicas.yaml up",
+        "needs a container engine, and images: tests/test_deploy.py",
+    ),
+    NotRun("docs/scale.md", "kubectl apply", "needs a cluster: tests/test_deploy.py"),
     NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "class FactoredModel", "needs PyTorch: tests/golden"),

@@ -81,17 +81,19 @@ new_volume() {
 
 # The settings that a file under deploy/ has, as options of the engine, one on each line.
 deployed() {
-    python - "$here/../../deploy/$1" <<'PYTHON'
+    PYTHONPATH="$here/.." python - "$here/../../deploy/$1" <<'PYTHON'
 import sys
+from pathlib import Path
 
 import yaml
+from kustomization import render
 
-with open(sys.argv[1]) as file:
-    documents = {item.get("kind", "Compose"): item for item in yaml.safe_load_all(file)}
-if "Compose" in documents:
-    variables = documents["Compose"]["services"]["treadle"]["environment"]
+path = Path(sys.argv[1])
+if path.is_file():
+    variables = yaml.safe_load(path.read_text())["services"]["treadle"]["environment"]
 else:
-    [container] = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    [deployment] = [item for item in render(path) if item["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
 for name, value in variables.items():
     print(f"--env={name}={value}")
@@ -295,7 +297,7 @@ done
 ok "a revoked token is refused within $((SECONDS - begun + 1)) s"
 stop_cleanly "TLS and a token"
 
-mapfile -t settings < <(deployed kubernetes.yaml)
+mapfile -t settings < <(deployed kubernetes/single)
 new_volume
 start -v "$volume:/data" "${hardened[@]}" -v "$secrets:/run/secrets/tls:ro" \
     -v "$secrets:/run/secrets/access:ro" "${settings[@]}"
