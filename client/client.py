@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack
@@ -864,13 +864,19 @@ class Client:
     # ---------------------------------------------------------------------- jobs
 
     def jobs(
-        self, states: State | Sequence[State] = (), *, model: str = "", page_size: int = 0
+        self,
+        states: State | Sequence[State] = (),
+        *,
+        model: str = "",
+        tags: Mapping[str, str] | None = None,
+        page_size: int = 0,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, page after page.
 
         Args:
             states: Only jobs in this state, or in one of these: `"running"`, ...
             model: Only jobs that train this model.
+            tags: Only jobs that have all of these tags, each with this value.
             page_size: Jobs in one reply, up to 1,000; 0 leaves it to the server.
         """
         chosen_states = [states] if isinstance(states, str | int) else list(states)
@@ -880,6 +886,7 @@ class Client:
                 ListJobsRequest,
                 states=chosen_states,
                 model=model,
+                tags=tags or {},
                 page_size=page_size,
                 page_token=token,
             )

@@ -81,6 +81,7 @@ class TrainOptions(TypedDict, total=False):
     sample_tokens: int
     seed: int
     request_id: str
+    tags: Mapping[str, str]
     init_from: str
     init_from_version: int
 

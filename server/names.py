@@ -1,4 +1,4 @@
-"""`name_violations`, `alias_violations` and `request_id_violations` check names and request ids.
+"""`name_violations` and its neighbours check names, aliases, request ids and tags.
 
 NAME@ALIAS is the version of model NAME that ALIAS leads to. The alias `latest` always leads to the
 newest version and is stored nowhere. Every other alias is a row of the database.
@@ -7,6 +7,8 @@ newest version and is stored nowhere. Every other alias is a row of the database
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Mapping
 
 from treadle.server.errors import Violation, invalid, shorten
 
@@ -18,6 +20,11 @@ _NAME_FORM = "1 to 100 letters, digits, '.', '_' and '-', the first a letter or 
 
 _MAX_REQUEST_ID = 100
 """The most characters of a request id."""
+
+_TAG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+
+_MAX_TAG_VALUE = 256
+"""The most characters of the value of a tag."""
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_BYTES = 100
@@ -99,6 +106,30 @@ def request_id_violations(request_id: str, field: str) -> list[Violation]:
         return []
     text = f"request_id must be up to {_MAX_REQUEST_ID} printable characters of ASCII"
     return [(field, text)]
+
+
+def tag_violations(tags: Mapping[str, str], field: str) -> list[Violation]:
+    """Returns what is wrong with the names and values of tags.
+
+    Args:
+        tags: The tags.
+        field: The field of the request that holds them.
+
+    Returns:
+        Nothing, or one violation of `field`, of the first tag at fault.
+    """
+    for name, value in sorted(tags.items()):
+        shown = shorten(name, _SHOWN_BYTES)
+        if _TAG_NAME.fullmatch(name) is None:
+            form = "1 to 63 letters, digits, '.', '_', '-' and '/', the first a letter or digit"
+            return [(field, f"{field} must have names of {form}, not {shown!r}")]
+        if len(value) > _MAX_TAG_VALUE:
+            most = f"at most {_MAX_TAG_VALUE} characters, not {len(value):,}"
+            return [(field, f"{field} must have values of {most}: shorten that of {shown!r}")]
+        if any(unicodedata.category(character) == "Cc" for character in value):
+            text = f"{field} must have values without control characters: change that of {shown!r}"
+            return [(field, text)]
+    return []
 
 
 def split(reference: str, version: int) -> tuple[str, str]:

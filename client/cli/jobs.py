@@ -115,17 +115,25 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
         if output_format(args) != "table":
             print_rows(jobs, PLAIN_COLUMNS, output_format(args), console)
             return
-        rows = [_row(job) for job in jobs]
-    if rows:
-        print_table(console, HEAD, rows, left=3, cut=1, drop=DROP)
+        rows = [(*_row(job), tags_text(job)) for job in jobs]
+    if any(row[-1] for row in rows):
+        print_table(console, (*HEAD, "tags"), rows, left=3, cut=1, drop=(len(HEAD), *DROP))
+    elif rows:
+        print_table(console, HEAD, [row[:-1] for row in rows], left=3, cut=1, drop=DROP)
     else:
-        console.line("no such jobs" if {"states", "of_model"} & set(vars(args)) else "no jobs yet")
+        is_filtered = {"states", "of_model", "tags"} & set(vars(args))
+        console.line("no such jobs" if is_filtered else "no jobs yet")
 
 
 def _jobs(args: argparse.Namespace, client: Client, page_size: int = 0) -> Iterator[Job]:
     """Yields the requested jobs, newest first."""
     states = getattr(args, "states", ())
-    return client.jobs(states, model=getattr(args, "of_model", ""), page_size=page_size)
+    return client.jobs(
+        states,
+        model=getattr(args, "of_model", ""),
+        tags=getattr(args, "tags", None),
+        page_size=page_size,
+    )
 
 
 def _follow(args: argparse.Namespace, client: Client, console: Console) -> None:
@@ -182,6 +190,11 @@ def loss_text(job: Job) -> str:
     return f"{number_text(job.progress.train_loss)} train"
 
 
+def tags_text(job: Job) -> str:
+    """Writes a job's tags, sorted by name: "sweep=names trial=7"; empty without any."""
+    return " ".join(f"{name}={value}" for name, value in sorted(job.spec.tags.items()))
+
+
 def age_text(seconds: float) -> str:
     """Writes an age: "12 s", "3:05", "1:02:03", "4 d"."""
     from treadle.client.cli.display.progress import duration_text
@@ -216,6 +229,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         ("id", job.id),
         ("model", job.model + (f" version {job.version}" if job.version else "")),
         ("owner", job.owner),
+        ("tags", tags_text(job)),
         ("state", state_text(job)),
         *times,
         ("queue", f"{job.queue_position:,} before it" if job.queue_position else ""),

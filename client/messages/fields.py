@@ -84,7 +84,9 @@ def set_field(message: Message, name: str, value: Any) -> None:
     if field.enum_type is not None:
         value = enum_value(field, value)
     try:
-        if field.message_type is not None:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            getattr(message, name).update(value)
+        elif field.message_type is not None:
             getattr(message, name).extend(_token_messages(field, value))
         elif field.is_repeated:
             getattr(message, name).extend([value] if isinstance(value, str) else value)

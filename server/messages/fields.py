@@ -34,7 +34,7 @@ def to_json(message: Message, only: Container[str] | None = None) -> dict[str, A
         if (field.type == _ENUM and value == 0) or (only is not None and field.name not in only):
             continue
         if field.is_repeated:
-            values[field.name] = list(value)
+            values[field.name] = dict(value) if _is_map(field) else list(value)
         elif field.type == _MESSAGE:
             values[field.name] = to_json(value)
         elif field.type == _ENUM:
@@ -42,6 +42,10 @@ def to_json(message: Message, only: Container[str] | None = None) -> dict[str, A
         else:
             values[field.name] = value
     return values
+
+
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def fill(message: Message, values: Mapping[str, Any]) -> None:

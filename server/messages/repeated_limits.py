@@ -23,8 +23,10 @@ MOST = {
     "GenerateRequest.stop_sequences": 16,
     "GenerateRequest.token_biases": 1_024,
     "ListJobsRequest.states": 100,
+    "ListJobsRequest.tags": 64,
     "NetworkSpec.softmax_clusters": 4_096,
     "ScoreRequest.texts": 10_000,
+    "TrainSpec.tags": 64,
     "VocabularyPart.tokens": 10_000,
 }
 """The most entries of every repeated field of the requests."""

@@ -23,6 +23,7 @@ from treadle.server.names import (
     name_violations,
     reference_violations,
     request_id_violations,
+    tag_violations,
 )
 from treadle.v1 import sequence_pb2 as pb
 
@@ -75,6 +76,7 @@ def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
     """Removes the fields of a spec that are no settings; returns their violations."""
     violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
     violations += request_id_violations(values.pop("request_id", ""), f"{_SPEC}.request_id")
+    violations += tag_violations(values.pop("tags", {}), f"{_SPEC}.tags")
     version = values.pop("init_from_version", 0)
     if version and "init_from" not in values:
         text = "init_from_version needs init_from, the model whose version it is"
@@ -144,8 +146,8 @@ def job_states(request: pb.ListJobsRequest) -> list[str]:
     """Returns the states of the jobs to list, sorted; empty for all states.
 
     Raises:
-        StatusError: INVALID_ARGUMENT: the contract does not have a state, or no model can have
-            that name.
+        StatusError: INVALID_ARGUMENT: the contract does not have a state, or no model or tag can
+            have that name.
     """
     kind = pb.JobState.DESCRIPTOR
     names = [word_of(kind, state) for state in request.states if state]
@@ -153,6 +155,9 @@ def job_states(request: pb.ListJobsRequest) -> list[str]:
         raise invalid([("states", "states must be those of the contract")])
     if request.model:
         check_name(request.model)
+    faults = tag_violations(dict(request.tags), "tags")
+    if faults:
+        raise invalid(faults)
     return sorted({str(name) for name in names})
 
 

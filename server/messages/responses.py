@@ -58,6 +58,7 @@ def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> p
         message.init_from = asked.init_from
         message.init_from_version = asked.init_from_version
         message.preset = asked.preset
+        message.tags.update(asked.tags)
     fill(message, values)
     return message
 
@@ -124,6 +125,15 @@ def listed_job(row: JobRow, position: int, fault: str) -> pb.Job:
         return job(row, position, sample=False)
     except StatusError as error:
         return pb.Job(id=_shown(row.id), model=_shown(row.model), damage=error.message)
+
+
+def has_tags(row: JobRow, tags: Mapping[str, str]) -> bool:
+    """Returns whether a job has all of some tags; one whose spec cannot be read has none."""
+    try:
+        stored = pb.TrainSpec.FromString(row.spec).tags
+    except _UNREADABLE:
+        return False
+    return all(stored.get(name) == value for name, value in tags.items())
 
 
 def _shown(name: str) -> str:

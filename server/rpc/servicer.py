@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 _JOBS = 100
 """Jobs of a list that are read from the database at once."""
 
+_MOST_READ = 5_000
+"""Jobs that are read for one page of a list by tags. They are compared with the stored specs, so
+that a caller whose tags match few jobs gets short pages instead of a slow one."""
+
 _USE_OF_ALL = (
     *("training_running", "training_queued", "inference_running", "sessions_running"),
     *("score_streams_running", "learning_running", "models_loaded", "models_loaded_bytes"),
@@ -145,12 +149,13 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Lists one page of jobs."""
         size = requests.page_size(request)
         states = requests.job_states(request)
-        filters = (*states, f"model={request.model}")
+        tags = dict(request.tags)
+        filters = (*states, f"model={request.model}", *map(str, sorted(tags.items())))
         place = page_tokens.read(request.page_token, "jobs", filters)
         after = (place[0], place[1]) if place else None
         page: Page[pb.Job] = Page(size, self._config.max_message_bytes)
         with self._control_admission.lists.admit():
-            more = await self._fill(page, states, request.model, after)
+            more = await self._fill(page, states, request.model, tags, after)
         token = page_tokens.make("jobs", filters, more) if more else ""
         return pb.ListJobsResponse(jobs=page.items, next_page_token=token)
 
@@ -375,21 +380,30 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         return caller_info(caller, self._admission.quotas.of(caller), stored)
 
     async def _fill(
-        self, page: Page[pb.Job], states: list[str], model: str, after: tuple[float, str] | None
+        self,
+        page: Page[pb.Job],
+        states: list[str],
+        model: str,
+        tags: dict[str, str],
+        after: tuple[float, str] | None,
     ) -> tuple[float, str] | None:
         """Fills a page with jobs, newest first, a few at a time.
 
         Returns:
             The place after which the next page begins; None if this is the last one.
         """
+        read = 0
         while rows := await self._jobs.registry.page(states, model, after, _JOBS):
             jobs = await thread_pools.LISTS.run(
-                self._listed_jobs, rows, self._jobs.queue.positions()
+                self._listed_jobs, rows, tags, self._jobs.queue.positions()
             )
             for row, job in zip(rows, jobs, strict=True):
-                if not page.take(job):
+                if job is not None and not page.take(job):
                     return after
                 after = row.place
+            read += len(rows)
+            if tags and read >= _MOST_READ:
+                return after
         return None
 
     def _get(self, name: str, number: int) -> pb.GetModelResponse:
@@ -402,7 +416,18 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     def _job(self, row: JobRow) -> pb.Job:
         return responses.job(row, self._jobs.queue.position(row.id))
 
-    def _listed_jobs(self, rows: list[JobRow], positions: Mapping[str, int]) -> list[pb.Job]:
-        """Describes jobs for a list; a damaged one is marked and does not fail the call."""
+    def _listed_jobs(
+        self, rows: list[JobRow], tags: Mapping[str, str], positions: Mapping[str, int]
+    ) -> list[pb.Job | None]:
+        """Describes jobs for a list; a damaged one is marked and does not fail the call.
+
+        Returns:
+            The jobs; None in the place of one that does not have all of the tags.
+        """
         fault = self._jobs.registry.fault
-        return [responses.listed_job(row, positions.get(row.id, 0), fault(row)) for row in rows]
+        return [
+            responses.listed_job(row, positions.get(row.id, 0), fault(row))
+            if not tags or responses.has_tags(row, tags)
+            else None
+            for row in rows
+        ]

@@ -319,6 +319,7 @@ class FakeService(FakeTravel, FakeFiles):
             for job in reversed(self.jobs.values())
             if (not request.states or job.state in request.states)
             and (not request.model or job.model == request.model)
+            and dict(request.tags).items() <= dict(job.spec.tags).items()
         ]
         start = int(request.page_token or "0")
         end = start + (request.page_size or 2)

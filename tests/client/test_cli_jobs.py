@@ -326,6 +326,21 @@ class TestJobs:
         assert ids("list", "--model", "m") == [jobs[0]]
         assert out(server.address, "jobs", "--model", "nix") == "no such jobs\n"
 
+    def test_tags(self, server: FakeServer, service: FakeService, jobs: list[str]) -> None:
+        words = ["train", "-", "--model", "m", "--detach", "--tag", "team=a=b", "--tag", "run="]
+        job = out(server.address, *words, data=b"hello").strip()
+        assert dict(service.jobs[job].spec.tags) == {"team": "a=b", "run": ""}
+        head, row = out(server.address, "jobs", "--tag", "team=a=b", "--tag", "run=").splitlines()
+        assert (head.split()[-1], row.split()[0]) == ("tags", job)
+        assert row.endswith("  run= team=a=b")
+        assert "tags" not in out(server.address, "jobs", "--model", STUCK)
+        shown = out(server.address, "jobs", "show", job)
+        assert "tags      run= team=a=b" in shown.splitlines()
+        assert out(server.address, "jobs", "--tag", "team=c") == "no such jobs\n"
+        for wrong in ("team", "=a"):
+            sentence = complaint(run(server.address, "jobs", "--tag", wrong), 2)
+            assert f"{wrong!r} is not a tag such as team=search" in sentence
+
     def test_no_jobs(self, server: FakeServer) -> None:
         assert out(server.address, "jobs") == "no jobs yet\n"
 

@@ -37,6 +37,12 @@ def test_large_integers_are_numbers() -> None:
     assert as_json(v1.GenerateResult(seed=2**64 - 1))["seed"] == 2**64 - 1
 
 
+def test_maps_are_objects() -> None:
+    spec = as_json(v1.TrainSpec(tags={"team": "search", "run": "7"}))
+    assert spec["tags"] == {"team": "search", "run": "7"}
+    assert "tags" not in as_json(v1.TrainSpec())
+
+
 def test_nested_messages_enums_and_times() -> None:
     model = as_json(a_model())
     assert model["network"] == {"cell": "lstm", "hidden_size": 128, "layers": 2} | {

@@ -175,6 +175,17 @@ def variants_of_list(message: Any, field: FieldDescriptor) -> Iterator[Message]:
                 getattr(made, field.name).extend([value] * count)
                 yield made
         return
+    if field.message_type.GetOptions().map_entry:
+        texts = [text for text in TEXTS if isinstance(text, str)]
+        for entry in [
+            dict.fromkeys(map(str, range(2000)), ""),
+            *({text: "a"} for text in texts),
+            *({"a": text} for text in texts),
+        ]:
+            made = copy(message)
+            getattr(made, field.name).update(entry)
+            yield made
+        return
     empty = type(getattr(copy(message), field.name).add())()
     for entries in [[empty] * 2000, *([entry] for entry in variants(empty))]:
         made = copy(message)

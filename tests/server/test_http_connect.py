@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import TEXT, Server, requests, tiny_spec
-from .web import SERVICE, Web, envelope, parsed
+from .web import SERVICE, Answer, Web, envelope, parsed
 
 
 def test_one_reply_is_that_of_grpc(web: Web, http_server: Server, http_model: str) -> None:
@@ -252,3 +252,26 @@ def test_curl_calls_and_streams(web: Web, http_server: Server, http_model: str) 
     for options in (("--no-buffer",), ("--http2",), ("--http1.0",)):
         lines = map(json.loads, curl("Generate", fields, *options).splitlines())
         assert "".join(line.get("text", "") for line in lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "fault"),
+    [
+        (["a"], "tags must be an object"),
+        ("a", "tags must be an object"),
+        ({"a": 1}, "must be a text, not 1"),
+        ({"a": None}, "tags must map texts to values"),
+        ({"a": {"b": "c"}}, "must be a text"),
+    ],
+)
+def test_a_map_is_an_object_of_texts(web: Web, tags: object, fault: str) -> None:
+    def listed(tags: object) -> Answer:
+        data = json.dumps({"tags": tags}).encode()
+        return web.ask("POST", f"{SERVICE}/ListJobs", data, content_type="application/json")
+
+    answer = listed(tags)
+    assert answer.status == 400
+    assert answer.json["code"] == "invalid_argument"
+    assert fault in answer.json["message"]
+    right = listed({"no-job": "has this"})
+    assert (right.status, right.json) == (200, {})

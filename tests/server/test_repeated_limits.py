@@ -50,7 +50,9 @@ def filled(field: FieldDescriptor, count: int) -> Any:
     """Returns a request with so many entries in a field."""
     message: Any = getattr(pb, owner(field))()
     entries = getattr(message, field.name)
-    if field.message_type is not None:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        entries.update({f"k{number}": "" for number in range(count)})
+    elif field.message_type is not None:
         for _ in range(count):
             entries.add()
     else:

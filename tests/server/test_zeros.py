@@ -41,7 +41,8 @@ def requests_of_the_contract() -> Iterator[Descriptor]:
             continue
         seen.add(message.name)
         yield message
-        left += [field.message_type for field in message.fields if field.message_type]
+        parts = [field.message_type for field in message.fields if field.message_type]
+        left += [part for part in parts if not part.GetOptions().map_entry]
 
 
 def scalars(optional: bool) -> dict[str, FieldDescriptor]:

@@ -34,13 +34,16 @@ def as_json(message: Message) -> dict[str, Any]:
 
     Returns:
         Its fields by name. Absent are optional and message fields that are not set, and
-        repeated fields with no element; every other field is there, 0 or not.
+        repeated fields and maps with no element; every other field is there, 0 or not.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.is_repeated:
-            if len(value):
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                if len(value):
+                    values[field.name] = dict(value)
+            elif len(value):
                 values[field.name] = [_plain(field, each) for each in value]
         elif not field.has_presence or message.HasField(field.name):
             values[field.name] = _plain(field, value)

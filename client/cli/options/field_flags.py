@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from treadle.client.cli.options.option import add_option
 from treadle.client.cli.options.token_values import bias, token
-from treadle.client.cli.options.values import duration, read_state, size, version_number
+from treadle.client.cli.options.values import duration, read_state, size, tag, version_number
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -32,19 +32,20 @@ OPTIONS = "options"
 """The group of flags that belong to the command's parser itself."""
 
 
-class AppendBias(argparse.Action):
-    """Gathers the biases of tokens in one mapping."""
+class AppendEntry(argparse.Action):
+    """Gathers entries, such as the biases of tokens, in one mapping."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
     ) -> None:
-        """Adds one bias."""
+        """Adds one entry."""
         key, value = values
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
 TYPES: Mapping[str, Mapping[str, Any]] = {
-    "bias": {"type": bias, "action": AppendBias},
+    "bias": {"type": bias, "action": AppendEntry},
+    "tag": {"type": tag, "action": AppendEntry},
     "token": {"type": token},
     "version_number": {"type": version_number},
 }

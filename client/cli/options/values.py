@@ -89,6 +89,21 @@ def weight(text: str) -> tuple[str, float]:
     return path, value
 
 
+def tag(text: str) -> tuple[str, str]:
+    """Reads "KEY=VALUE".
+
+    Returns:
+        The tag's name and its value, which may be empty.
+
+    Raises:
+        argparse.ArgumentTypeError: The text has another form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a tag such as team=search")
+    return name, value
+
+
 def read_state(path: str) -> bytes:
     """Reads a state file.
 

@@ -1214,6 +1214,26 @@ class TrainSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
@@ -1227,6 +1247,7 @@ class TrainSpec(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INIT_FROM_FIELD_NUMBER: _builtins.int
     INIT_FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name: 1 to 100 letters, digits, `.`, `_` and `-`, the first a
     letter or digit. If the model exists, the job adds a new version; older
@@ -1283,6 +1304,15 @@ class TrainSpec(_message.Message):
     def report(self) -> Global___ReportSpec:
         """The frequency of reports."""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Names and values chosen by the client, which are kept with the job and by
+        which ListJobs finds it; they change nothing of the run. At most 64. A name
+        has 1 to 63 letters, digits, `.`, `_`, `-` and `/`, the first a letter or
+        digit; a value has up to 256 characters and no control characters. Default:
+        none.
+        """
+
     def __init__(
         self,
         *,
@@ -1299,10 +1329,11 @@ class TrainSpec(_message.Message):
         request_id: _builtins.str = ...,
         init_from: _builtins.str = ...,
         init_from_version: _builtins.int = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "limits", b"limits", "network", b"network", "optimizer", b"optimizer", "report", b"report", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "init_from", b"init_from", "init_from_version", b"init_from_version", "keep", b"keep", "limits", b"limits", "model", b"model", "network", b"network", "optimizer", b"optimizer", "preset", b"preset", "report", b"report", "request_id", b"request_id", "seed", b"seed", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "init_from", b"init_from", "init_from_version", b"init_from_version", "keep", b"keep", "limits", b"limits", "model", b"model", "network", b"network", "optimizer", b"optimizer", "preset", b"preset", "report", b"report", "request_id", b"request_id", "seed", b"seed", "tags", b"tags", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1984,13 +2015,35 @@ class ListJobsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Jobs in one response. 1,000 is the largest value that has an effect; a page
-    has fewer jobs if a message holds no more. Default: 100.
+    has fewer jobs if a message holds no more, and may have none before the
+    last page if `tags` leaves out very many jobs. Default: 100.
     """
     page_token: _builtins.str
     """next_page_token of the previous response; empty for the first page."""
@@ -2000,6 +2053,12 @@ class ListJobsRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
         """Only jobs in one of these states, at most 100 entries. Default: all jobs."""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only jobs that have all of these tags, each with this value; at most 64.
+        Default: none, all jobs.
+        """
+
     def __init__(
         self,
         *,
@@ -2007,10 +2066,11 @@ class ListJobsRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[Global___JobState.ValueType] | None = ...,
         model: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

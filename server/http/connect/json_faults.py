@@ -59,11 +59,27 @@ def json_faults(fields: dict[str, Any], kind: Descriptor, path: str = "") -> Ite
 def _field_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[Violation]:
     if not field.is_repeated:
         yield from _value_faults(value, field, place)
+    elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+        yield from _map_faults(value, field, place)
     elif not isinstance(value, list):
         yield place, f"{place} must be a list, not {_shown(value)}"
     else:
         for number, entry in enumerate(value):
             yield from _value_faults(entry, field, f"{place}[{number}]")
+
+
+def _map_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[Violation]:
+    """Yields the faults of a map from texts, which JSON writes as an object."""
+    assert field.message_type is not None
+    entry = field.message_type.fields_by_name["value"]
+    if not isinstance(value, dict):
+        yield place, f"{place} must be an object, not {_shown(value)}"
+        return
+    for key, each in value.items():
+        if each is None or not _is_unicode(key):  # unlike a field, an entry cannot be left out
+            yield place, f"{place} must map texts to values, not {_shown({key: each})}"
+        else:
+            yield from _value_faults(each, entry, f"{place}[{_shown(key)}]")
 
 
 def _value_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[Violation]:
