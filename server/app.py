@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 
 from treadle.model import InferencePrecision, temporary_kernels
 from treadle.model.warmup.groups import KernelGroup
+from treadle.server import limits
 from treadle.server.access.audit.audit_log import AuditLog
 from treadle.server.access.authenticator import Authenticator, OpenAuthenticator
 from treadle.server.access.callers.authenticator import CallersAuthenticator
@@ -35,20 +35,18 @@ from treadle.server.errors import unavailable
 from treadle.server.exposure_warning import exposure_warning
 from treadle.server.failures import DatabaseError
 from treadle.server.http.metrics_page import MetricsPage
-from treadle.server.inference.admission import Admission, ControlAdmission, InferenceAdmission
+from treadle.server.inference.admission import Admission
 from treadle.server.inference.generate import GenerateHandler
 from treadle.server.inference.learn import LearnHandler
 from treadle.server.inference.model_cache import ModelCache
 from treadle.server.inference.model_resolver import ModelResolver
-from treadle.server.inference.open_streams import OpenStreams, PendingStreams, SilentStreamCloser
+from treadle.server.inference.open_streams import PendingStreams, SilentStreamCloser
 from treadle.server.inference.scheduler import Scheduler
 from treadle.server.inference.score import ScoreHandler
 from treadle.server.jobs.executors.executor import Executor
 from treadle.server.jobs.executors.worker_pool import WorkerPool
-from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import Submission
-from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.release import RELEASE
 from treadle.server.resources import open_files, thread_pools
@@ -56,7 +54,6 @@ from treadle.server.resources.disk_usage import DiskUsage
 from treadle.server.resources.malloc_trim import MallocTrimmer, resident_bytes
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.memory_guard import guard_memory
-from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.rpc.guarded_server import guarded_server
 from treadle.server.rpc.health_server import HealthServer
 from treadle.server.rpc.in_process import InProcessService
@@ -138,23 +135,23 @@ class App:
         self._jobs = JobManager(
             self._data_dir,
             self._workers,
-            _job_limits(config),
-            _run_limits(config, training_bytes),
+            limits.job_limits(config),
+            limits.run_limits(config, training_bytes),
             hold_reason=lambda: self._warmup.reason(KernelGroup.TRAINING),
             quotas=quotas,
         )
         submission = Submission(
             self._data_dir,
             self._jobs,
-            _upload_limits(config, config.max_corpus_bytes),
+            limits.upload_limits(config, config.max_corpus_bytes),
             training_bytes,
             self._budget,
             quotas,
         )
 
         # Inference: models in memory, and threads that calls share.
-        self._admission = _admission(config, self._warmup, quotas)
-        control_admission = _control_admission(config)
+        self._admission = limits.admission(config, self._warmup, quotas)
+        control_admission = limits.control_admission(config)
         models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
         precision = InferencePrecision(config.inference_precision)
         resolver = ModelResolver(models, self._jobs.registry.row, precision, self._warmup.require)
@@ -198,7 +195,7 @@ class App:
         exporting = ExportHandler(
             self._data_dir.models,
             descriptions.describe,
-            _upload_limits(config, config.max_model_bytes),
+            limits.upload_limits(config, config.max_model_bytes),
             Admission(config.export_limit, "models that are exported"),
             config.max_message_bytes,
         )
@@ -206,7 +203,7 @@ class App:
             self._data_dir,
             self._jobs,
             submission,
-            _upload_limits(config, config.max_model_bytes),
+            limits.upload_limits(config, config.max_model_bytes),
             Admission(config.upload_limit, "models that are imported"),
             self._budget,
             quotas,
@@ -251,7 +248,7 @@ class App:
             FileHandler(
                 self._data_dir,
                 self._jobs,
-                _upload_limits(config, config.max_corpus_bytes),
+                limits.upload_limits(config, config.max_corpus_bytes),
                 quotas,
                 control_admission,
                 config.max_message_bytes,
@@ -567,63 +564,3 @@ def _start_tracing(config: ServerConfig) -> None:
         if config.otlp_endpoint:
             raise SettingError("otlp_endpoint", tracing.MISSING) from error
         logger.warning("OTEL_EXPORTER_OTLP_ENDPOINT %s", tracing.MISSING)
-
-
-def _job_limits(config: ServerConfig) -> JobLimits:
-    return JobLimits(
-        slots=config.training_slots,
-        queue=config.training_queue_limit,
-        uploads=config.upload_limit,
-        restarts=config.max_restarts,
-    )
-
-
-def _run_limits(config: ServerConfig, training_bytes: int | None) -> RunLimits:
-    return RunLimits(
-        threads=config.threads,
-        checkpoint_interval_s=config.checkpoint_interval_s,
-        min_free_bytes=config.min_free_bytes,
-        max_run_s=config.max_training_s,
-        max_run_bytes=training_bytes,
-    )
-
-
-def _upload_limits(config: ServerConfig, most_bytes: int) -> UploadLimits:
-    return UploadLimits(
-        most_bytes,
-        config.upload_idle_s,
-        config.upload_min_rate,
-        config.upload_max_s or math.inf,
-        config.first_message_s,
-    )
-
-
-def _admission(config: ServerConfig, warmup: Warmup, quotas: QuotaBook) -> InferenceAdmission:
-    """Returns how much inference there may be at once; none before the kernels are ready."""
-    return InferenceAdmission(
-        calls=Admission(config.inference_limit, "generations and scorings", warmup.check),
-        sequences=Admission(config.session_limit, "texts being generated"),
-        streams=OpenStreams(
-            config.stream_limit,
-            "streams to score",
-            config.stream_idle_s,
-            "open it again, with context or state for what came before",
-            check=warmup.check,
-        ),
-        learning_streams=OpenStreams(
-            config.learning_limit,
-            "learning streams",
-            config.stream_idle_s,
-            "what it learned and did not publish is lost: publish before a pause",
-            check=warmup.check,
-        ),
-        quotas=quotas,
-    )
-
-
-def _control_admission(config: ServerConfig) -> ControlAdmission:
-    return ControlAdmission(
-        lists=Admission(config.list_limit, "lists"),
-        watchers=Admission(config.watch_limit, "calls that watch jobs"),
-        submissions=Admission(config.watch_limit, "calls that bring or follow a job of theirs"),
-    )
