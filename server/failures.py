@@ -27,6 +27,14 @@ class NoSpaceError(OSError):
         """Bytes to be written."""
 
 
+class DamagedBlobError(OSError):
+    """The content of a blob is not what was stored."""
+
+
+class BlobsUnavailableError(Exception):
+    """The store of the blobs cannot be reached now. The message is one sentence."""
+
+
 class DatabaseError(Exception):
     """The database cannot be used, or not for what was asked. The message is one sentence."""
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.s3 import own_s3_server, s3_server
 
 from .harness import Caller, Server, tiny_spec
 from .tenants import CALLERS, Company
 from .web import Web
+
+__all__ = ["own_s3_server", "s3_server"]
 
 
 @pytest.fixture(scope="session")

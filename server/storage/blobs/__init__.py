@@ -1,0 +1,1 @@
+"""Blobs: files that several servers share, in a folder or an object store."""
