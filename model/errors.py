@@ -13,7 +13,7 @@
     ├── StateError                a session's state that is damaged or not authentic
     │   └── ForeignStateError     a state that another model has made
     ├── TokenError                a token that is not in the vocabulary
-    ├── PackageError              a package that failed where it must not
+    ├── PackageError              a package that is missing, or that failed where it must not
     └── TrainingError             a run that cannot continue
 
 Every message is one sentence for a human reader: it says what is wrong and how to fix it. The extra
@@ -109,4 +109,4 @@ class TokenError(ModelError):
 
 
 class PackageError(ModelError):
-    """A package that Treadle calls has failed in a way that it does not document."""
+    """A package that Treadle calls is missing, or has failed in a way that it does not document."""

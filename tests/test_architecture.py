@@ -33,7 +33,7 @@ PEER_WORKERS = {"pytorch.py", "pytorch_int8.py", "jax_scan.py", "onnx_runtime.py
 # that: it is the package where the parts meet.
 ALLOWED = {
     "kernels": {"numpy", "numba", "llvmlite"},
-    "model": {"numpy", "outlines_core", "safetensors", "tokenizers"},
+    "model": {"mpi4py", "numpy", "outlines_core", "safetensors", "tokenizers"},
     "client": {"grpc", "google.protobuf", "rich", "shtab", "tomlkit"},
     "v1": {"grpc", "google.protobuf"},
     "benchmarks": {"numpy", "numba", "llvmlite", "google.rpc", "grpc", "grpc_health", *PEERS},

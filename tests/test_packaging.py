@@ -93,6 +93,7 @@ DISTRIBUTIONS = {
     "httptools": "httptools",
     "jwt": "pyjwt[crypto]",
     "llvmlite": "numba",  # which pins its version
+    "mpi4py": "mpi4py",
     "numba": "numba",
     "numpy": "numpy",
     "opentelemetry": "opentelemetry-sdk",
@@ -127,7 +128,7 @@ def imported_modules(folder: str) -> set[str]:
     [
         ("client", ["cli"]),
         ("server", ["server", "http", "oidc", "otel"]),
-        ("model", ["server", "bpe"]),
+        ("model", ["server", "bpe", "mpi"]),
         ("kernels", ["server"]),
     ],
 )

@@ -23,6 +23,7 @@ from treadle.model.network.shape import Shape
 
 if TYPE_CHECKING:
     from treadle.model.config import OptimizerConfig
+    from treadle.model.network.ranks.ranks import Ranks
 
 _LARGEST = float(np.finfo(np.float32).max)
 Powers = tuple[float, float]
@@ -170,6 +171,19 @@ class Optimizer:
         self.corrections = AdamCorrections(config.beta1, config.beta2)
         self.mean = WeightMean(config.averaging, parameters.shape) if config.averaging else None
         """The mean of the parameters; None if the settings ask for none."""
+        self._ranks: Ranks | None = None
+
+    def share(self, ranks: Ranks) -> None:
+        """Has the other ranks take every step from now on as well, each on its own weights.
+
+        Args:
+            ranks: The processes of the run, whose engine has been made; this one is rank 0.
+        """
+        self._ranks = ranks
+        ranks.command("optimize", self.config, self.steps, self.corrections.powers)
+        ranks.check()
+        for buffer in self.buffers():
+            ranks.broadcast(buffer.flat)
 
     def step(self, gradient: Parameters, rate: float, pool: Pool | None = None) -> float:
         """Takes one step.
@@ -186,6 +200,8 @@ class Optimizer:
             TrainingError: The norm is not finite; the parameters are unchanged.
         """
         pool = pool or Pool(1)
+        if self._ranks is not None:
+            self._ranks.command("update", rate)
         if self.config.clip_value:
             limit = _float32(self.config.clip_value)
             pool.map(lambda part: optimizers.clip_by_value(gradient.flat[part], limit), self._parts)
@@ -255,6 +271,11 @@ class Optimizer:
             f"the gradient's norm became {norm} at step {self.steps + 1}; "
             "lower the learning rate or set clip_norm"
         )
+
+    def buffers(self) -> list[Parameters]:
+        """Returns what it holds besides the parameters: moments, and the mean of the parameters."""
+        mean = None if self.mean is None else self.mean.parameters
+        return [each for each in (self.means, self.squares, mean) if each is not None]
 
     def restore(self, steps: int, powers: tuple[float, float]) -> None:
         """Continues from a stored state; the moments are restored by the caller.

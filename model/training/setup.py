@@ -136,14 +136,18 @@ def _indexing_bytes(corpus: Corpus, config: TrainConfig) -> int:
     return indexing_bytes(indexed_tokens(corpus.train.tokens, corpus.train.offsets))
 
 
-def thread_notices(corpus: Corpus, batches: Batches, threads: int) -> tuple[str, ...]:
+def thread_notices(
+    corpus: Corpus, batches: Batches, threads: int, processes: int = 1
+) -> tuple[str, ...]:
     """Returns a notice if the batches are too small for all threads, and the corpus is not.
 
     Args:
         corpus: The corpus that is trained on.
         batches: The batches.
         threads: Threads that the kernels may use.
+        processes: Processes that share the work, each with so many threads.
     """
+    threads *= processes
     rows = batches.batch_size
     used = shard_count(rows)
     needed_rows = threads * SHARD_ROWS

@@ -55,6 +55,7 @@ from treadle.model.training_record import divergence_notices
 from treadle.model.unused_settings import unused_settings
 
 if TYPE_CHECKING:
+    from treadle.model.network.ranks.ranks import Ranks
     from treadle.model.training_record import TrainingRecord
 
 
@@ -73,6 +74,8 @@ class Trainer:
             random weights.
         folder: The folder of the unnamed temporary files that hold the tokens of the corpus;
             None: the tokens are held in memory.
+        ranks: The processes that share the work, this one being rank 0; None: this one alone. They
+            do not change the result.
 
     Raises:
         ConfigError: The run needs more memory than its limit, asks for a precision that this
@@ -92,6 +95,7 @@ class Trainer:
         *,
         init_from: Model | None = None,
         folder: Folder | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         config = config or TrainConfig()
         base = None
@@ -103,7 +107,7 @@ class Trainer:
         corpus = load_corpus(corpus, config, init_from, folder)
         config = with_clusters(config, corpus)
         given = config
-        config, picked, forecast = preset.pick(config, corpus, threads)
+        config, picked, forecast = preset.pick(config, corpus, threads, ranks)
         batches = make_batches(corpus.train, config.data, corpus.tokenizer, config.seed)
         config, chosen = fill_in(config, corpus, batches)
         shape = check_fits(corpus, config, memory_limit_bytes)
@@ -113,9 +117,10 @@ class Trainer:
         self._engine: Engine | None = None
         self._clock = 0.0
         self._between_steps = True
+        self._ranks = ranks
         self.threads = threads
         """Threads that the kernels may use; a new value applies from the next step."""
-        divided = thread_notices(corpus, batches, threads)
+        divided = thread_notices(corpus, batches, threads, 1 if ranks is None else ranks.size)
         unused = unused_settings(given, config, corpus)
         notices = (*corpus.notices, *picked, *batches.notices, *divided, *chosen, *unused)
         self.started = self._started((*notices, *self._state.novelty_notices()))
@@ -344,7 +349,12 @@ class Trainer:
         self._check_between_steps()
         state = self._state
         self._clock = time.perf_counter() - state.metrics.wall_s
+        if self._ranks is not None:
+            self._ranks.command("resize", self.threads)
+            self._ranks.command("prepare", state.config)
         load_kernels(state.config)
+        if self._ranks is not None:
+            self._ranks.check()
         pool = Pool(self.threads)
         try:
             self._engine = engine = self._new_engine(pool, interrupted)
@@ -362,7 +372,9 @@ class Trainer:
                     between()
         finally:
             if self._engine is not None:
-                state.record_carried(self._engine.carried())
+                if self._ranks is None or not self._ranks.is_broken:
+                    state.record_carried(self._engine.carried())
+                self._engine.close()
                 self._engine = None
             pool.close()
 
@@ -378,7 +390,10 @@ class Trainer:
             config.seed,
             config.optimizer.precision,
             config.network.output_dropout,
+            ranks=self._ranks,
         )
+        if self._ranks is not None:
+            state.optimizer.share(self._ranks)
         if state.carried is not None:
             engine.carry(*state.carried)
         engine.interrupted = interrupted
@@ -403,6 +418,8 @@ class Trainer:
         while not state.update_end(stop):
             if engine.pool.threads != (threads := self.threads):
                 engine.pool.resize(threads)
+                if self._ranks is not None:
+                    self._ranks.command("resize", threads)
             self._between_steps = False
             try:
                 if series is None:

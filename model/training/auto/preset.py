@@ -33,6 +33,7 @@ from treadle.model.training.auto.throughput import (
 
 if TYPE_CHECKING:
     from treadle.model.data.corpus import Corpus
+    from treadle.model.network.ranks.ranks import Ranks
 
 DEFAULT_SECONDS = 60.0
 """Seconds of training if no limit is given."""
@@ -174,13 +175,14 @@ Picked = tuple[TrainConfig, tuple[str, ...], Forecast | None]
 """Settings, sentences about the choices, and the forecast of the run."""
 
 
-def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
+def pick(config: TrainConfig, corpus: Corpus, threads: int, ranks: Ranks | None = None) -> Picked:
     """Picks settings for a corpus on this machine; measures the machine for about a second.
 
     Args:
         config: The settings; without the preset AUTO nothing is picked.
         corpus: The corpus, read and cut.
-        threads: Threads that will train.
+        threads: Threads that will train, of every process.
+        ranks: The processes that will train; None: this one alone.
 
     Returns:
         The settings, without a preset, so that they are picked only once; sentences about the
@@ -196,9 +198,9 @@ def pick(config: TrainConfig, corpus: Corpus, threads: int) -> Picked:
         corpus.train.items,
         vocabulary,
         seconds,
-        measure_throughput(config, vocabulary, seconds, has_bf16, threads),
+        measure_throughput(config, vocabulary, seconds, has_bf16, threads, ranks),
         has_bf16,
-        threads,
+        threads * (1 if ranks is None else ranks.size),
     )
     return pick_for(config, inputs)
 

@@ -27,6 +27,7 @@ from treadle.model.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from treadle.model.config import TrainConfig
+    from treadle.model.network.ranks.ranks import Ranks
 
 MOST_SECONDS = 1.5
 """Most seconds of a measurement."""
@@ -96,7 +97,12 @@ def expected_throughput(
 
 
 def measure_throughput(
-    config: TrainConfig, vocabulary: int, seconds: float | None, has_bf16: bool, threads: int
+    config: TrainConfig,
+    vocabulary: int,
+    seconds: float | None,
+    has_bf16: bool,
+    threads: int,
+    ranks: Ranks | None = None,
 ) -> tuple[Throughput, ...]:
     """Trains for a moment on random tokens, after kernels were compiled or loaded.
 
@@ -105,7 +111,8 @@ def measure_throughput(
         vocabulary: Tokens in the vocabulary.
         seconds: The time of the run, in seconds; None if it is not limited by time.
         has_bf16: Whether this process can train with BF16.
-        threads: Threads that train.
+        threads: Threads that train, of every process.
+        ranks: The processes that train; None: this one alone.
 
     Returns:
         One measurement.
@@ -119,24 +126,37 @@ def measure_throughput(
         precision = config.optimizer.precision
     shape = Shape.of(NetworkConfig(cell, units, 1, 64), min(vocabulary, _VOCABULARY))
     limit = MOST_SECONDS if seconds is None else min(MOST_SECONDS, SHARE * seconds)
-    speed = _tokens_per_second(config, shape, precision, steps, threads, limit)
+    speed = _tokens_per_second(config, shape, precision, steps, threads, limit, ranks)
     return (Throughput(shape, precision, speed),)
 
 
 def _tokens_per_second(
-    config: TrainConfig, shape: Shape, precision: Precision, steps: int, threads: int, limit: float
+    config: TrainConfig,
+    shape: Shape,
+    precision: Precision,
+    steps: int,
+    threads: int,
+    limit: float,
+    ranks: Ranks | None = None,
 ) -> float:
     """Returns the speed from the median of the steps that fit in `limit` seconds, at least one.
 
     The fastest step is one in which nothing else ran; a whole run is disturbed like its
     median step.
     """
-    rows = max(32, min(16 * threads, 128))
+    processes = 1 if ranks is None else ranks.size
+    rows = max(32, min(16 * threads * processes, 128))
     pool = Pool(threads)
     try:
         parameters = Parameters.initial(shape, seed=0)
-        engine = Engine(parameters, rows, steps, pool, precision=precision, output_dropout=0.3)
+        if ranks is not None:
+            ranks.command("resize", threads)
+        engine = Engine(
+            parameters, rows, steps, pool, precision=precision, output_dropout=0.3, ranks=ranks
+        )
         optimizer = Optimizer(config.optimizer, parameters)
+        if ranks is not None:
+            optimizer.share(ranks)
         tokens = np.random.default_rng(0).integers(shape.V, size=(2, steps, rows), dtype=np.int32)
         fresh = np.zeros(rows, np.bool_)
         seconds: list[float] = []
@@ -150,6 +170,7 @@ def _tokens_per_second(
                 end = now + limit
             else:
                 seconds.append(now - begin)
+        engine.close()
     finally:
         pool.close()
     return steps * rows / statistics.median(seconds)

@@ -47,12 +47,12 @@ class Accumulation:
                 were before the step.
         """
         position = self._batches.position
-        carried = self._engine.carried()
+        self._engine.remember()
         try:
             return self._run(step, position)
         except InterruptedRunError:
             self._batches.seek(position)
-            self._engine.carry(*carried)
+            self._engine.go_back()
             raise
 
     def _run(self, step: int, position: Mapping[str, int]) -> tuple[float, int]:
@@ -65,7 +65,7 @@ class Accumulation:
         self._batches.seek(position)
         total = sum(counts)
         loss = 0.0
-        self.gradient.flat[:] = 0
+        self._begin()
         for number, count in enumerate(counts):
             loss += self._gradient_of(next(self._batches), step * self._together + number)[0]
             self._add(np.float32(count / max(total, 1)))
@@ -82,13 +82,32 @@ class Accumulation:
         targets = batch.targets[: batch.steps]
         return self._engine.loss_and_gradient(tokens, targets, batch.fresh, number)
 
+    def _begin(self) -> None:
+        """Begins the gradient of a step, on all ranks."""
+        self.gradient.flat[:] = 0
+        if self._engine.ranks is not None:
+            self._engine.ranks.command("begin_accumulation")
+
     def _add(self, weight: np.float32) -> None:
         """Adds the engine's gradient, which is that of one batch's mean, with its weight."""
-        source = self._engine.gradient.flat
-        target = self.gradient.flat
+        if self._engine.ranks is not None:
+            self._engine.ranks.command("accumulate", weight)
+        add_weighted(self._engine, weight, self.gradient)
 
-        def add(part: slice) -> None:
-            source[part] *= weight
-            target[part] += source[part]
 
-        self._engine.pool.map(add, parts(source.size))
+def add_weighted(engine: Engine, weight: np.float32, total: Parameters) -> None:
+    """Adds an engine's gradient, which is overwritten, with a weight to a sum of several.
+
+    Args:
+        engine: Has the gradient of a batch.
+        weight: Its weight.
+        total: The sum.
+    """
+    source = engine.gradient.flat
+    target = total.flat
+
+    def add(part: slice) -> None:
+        source[part] *= weight
+        target[part] += source[part]
+
+    engine.pool.map(add, parts(source.size))

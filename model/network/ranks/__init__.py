@@ -1,0 +1,1 @@
+"""Ranks: the processes of one run on many machines, and what they exchange in a step."""
