@@ -4,8 +4,8 @@
 
     StatusError                     the status that it holds
     any ModelError                  see `CODES`
-    a failure of the machine        see `_FAILURES`: no space, too many open files, a damaged
-                                    database, too little memory
+    a failure of the machine        see `_FAILURES`: no space, too many open files, a database that
+                                    is damaged or cannot be reached, too little memory
     anything else                   INTERNAL with an id that the log contains; never a traceback
 
 Statuses carry details of google.rpc: INVALID_ARGUMENT carries BadRequest. NOT_FOUND,
@@ -44,7 +44,14 @@ from treadle.model.errors import (
     TrainingError,
     UnknownSymbolError,
 )
-from treadle.server.failures import DamagedDatabaseError, NoSpaceError, is_full, is_out_of_files
+from treadle.server.failures import (
+    DamagedDatabaseError,
+    DatabaseUnavailableError,
+    LostLeaseError,
+    NoSpaceError,
+    is_full,
+    is_out_of_files,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -296,12 +303,8 @@ class _Failure:
         return StatusError(self.code, message, *details)
 
 
-def _is_damaged_database(error: BaseException) -> bool:
-    return isinstance(error, DamagedDatabaseError)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError)
+def _is_a(kind: type[BaseException]) -> Callable[[BaseException], bool]:
+    return lambda error: isinstance(error, kind)
 
 
 _FAILURES = (
@@ -313,12 +316,24 @@ _FAILURES = (
         5.0,
     ),
     _Failure(
-        _is_damaged_database,
+        _is_a(DatabaseUnavailableError),
+        grpc.StatusCode.UNAVAILABLE,
+        "the server's database cannot be reached for now",
+        2.0,
+    ),
+    _Failure(
+        _is_a(LostLeaseError),
+        grpc.StatusCode.UNAVAILABLE,
+        "the job has moved to another server",
+        1.0,
+    ),
+    _Failure(
+        _is_a(DamagedDatabaseError),
         grpc.StatusCode.DATA_LOSS,
         "the server's database is damaged: stop the server and run treadle-server --fsck --repair",
     ),
     _Failure(
-        _is_out_of_memory,
+        _is_a(MemoryError),
         grpc.StatusCode.ABORTED,
         "the server has too little memory for this; make the request smaller",
     ),

@@ -43,6 +43,21 @@ class DamagedDatabaseError(DatabaseError):
     """The file of the database is damaged where it was read."""
 
 
+class DuplicateRowError(DatabaseError):
+    """There is a row with the same key already."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The server of the database cannot be reached for now.
+
+    Whether a change that was under way was made is unknown.
+    """
+
+
+class LostLeaseError(DatabaseError):
+    """Another server may work on the job by now, so that nothing was written."""
+
+
 def is_full(error: BaseException) -> bool:
     """Returns whether an error says that the disk is full."""
     return isinstance(error, OSError) and error.errno in _FULL

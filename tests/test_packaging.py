@@ -24,7 +24,10 @@ PACKAGES = {
     "treadle.v1": "proto/treadle/v1",
     "treadle.benchmarks": "benchmarks",
 }
-PACKAGED = ("*.py", "*.pyi", "*.proto", "*.toml", "py.typed", "static/*", "topics/*.md")
+PACKAGED = (
+    *("*.py", "*.pyi", "*.proto", "*.toml", "py.typed"),
+    *("static/*", "topics/*.md", "migrations/*.sql"),
+)
 
 
 @pytest.fixture(scope="module")

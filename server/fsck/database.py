@@ -291,7 +291,7 @@ _JUDGES: dict[str, Callable[[Values], str]] = {
 _REAL = {
     "jobs": [
         TABLES["jobs"].index(f"{name}_s")
-        for name in ("created", "queued", "started", "ended", "ran")
+        for name in ("created", "queued", "started", "ended", "ran", "lease_until")
     ],
     "events": [2],
     "aliases": [],

@@ -27,6 +27,7 @@ from treadle.server.failures import DatabaseError
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora
 from treadle.server.storage.database import Database
+from treadle.server.storage.database.sqlite_engine import SqliteEngine
 from treadle.server.storage.files import DiskSpace, SpareSpace, StoreError
 from treadle.server.storage.job_files import JobFiles
 from treadle.server.storage.model_limits import DEFAULT_LIMITS, ModelLimits
@@ -82,12 +83,13 @@ class DataDir:
                     if not place.is_symlink():
                         remove_leftovers(place)
                 _check_repaired(root)
-                database = Database(root / DATABASE_FILE)
+                engine = SqliteEngine(root / DATABASE_FILE)
+                database = Database(engine)
                 opened.callback(database.close)
                 database.check_structure()
                 self.spare = SpareSpace(root / SPARE_FILE, self.space)
                 """Space to give up on a full disk."""
-                database.spare = self.spare
+                engine.spare = self.spare
                 self.database = database
                 """Jobs, events, aliases and corpora."""
                 self.models = ModelStore(models, tmp, database, self.space, limits)

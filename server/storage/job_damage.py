@@ -35,6 +35,7 @@ _COUNTS = {
     "version": 1 << 63,
     "claim": 1 << 63,
     "waits_for_bytes": 1 << 63,
+    "fence": 1 << 63,
 }
 """The fields that count something, and the number that each stays below."""
 _LAST_S = 2.5e11
@@ -56,6 +57,11 @@ _BLANK: dict[str, Any] = {
     "waits_for_bytes": 0,
     "owner": "",
     "call_id": "",
+    "holder": "",
+    "fence": 0,
+    "lease_until_s": 0.0,
+    "request": "",
+    "checkpoint": "",
 }
 """The fields that a job can do without, and the value that replaces each."""
 
@@ -123,7 +129,7 @@ def _faults(row: JobRow) -> dict[str, str]:
     }
     if not -(1 << 31) <= row.error_code < 1 << 31:
         faults["error_code"] = f"is {row.error_code}, which it cannot be"
-    for name in ("created_s", "queued_s", "started_s", "ended_s", "ran_s"):
+    for name in ("created_s", "queued_s", "started_s", "ended_s", "ran_s", "lease_until_s"):
         value = getattr(row, name)
         if value is not None and not (math.isfinite(value) and -_LAST_S < value < _LAST_S):
             faults[name] = "is no time"

@@ -9,6 +9,12 @@
     corpus_owners    the callers that trained on a corpus of theirs, with the time of the last use
     version_owners   the caller whose job or stream made a version of a model
     files            files that callers have stored by name; the bytes of each are a corpus
+    versions         the versions of models in an object store that several servers share
+    replicas         the servers that share this database
+    duties           which of these servers does what only one may do at a time
+
+The last three are empty where one server has a database of its own. The statements that make the
+tables are files: see `database.migrations`.
 
 An owner is the name of a caller. What no known caller made is not in the tables of owners, and has
 an empty owner in the others.
@@ -25,8 +31,8 @@ from typing import Any
 from treadle.server.failures import DatabaseError
 from treadle.server.storage.job_state import FINAL_STATES
 
-SCHEMA_VERSION = 5
-"""The version of the tables; a server refuses a file of a newer one."""
+SCHEMA_VERSION = 6
+"""The version of the tables; a server refuses a database of a newer one."""
 
 UNKNOWN_VERSION = -1
 """The `init_from_version` of a job from before the column existed."""
@@ -102,6 +108,17 @@ class JobRow:
     """The name of the caller that it belongs to; empty: of no known one."""
     call_id: str = ""
     """The `x-request-id` of the call that made it; empty: unknown."""
+    holder: str = ""
+    """The id of the server that has its lease, or had it last; empty: none, since it was released.
+    This and what follows stay as they are where one server has a database of its own."""
+    fence: int = 0
+    """The number of its lease; writes with an earlier one fail."""
+    lease_until_s: float = 0.0
+    """When its lease ends, by the clock of the database, in seconds since the epoch."""
+    request: str = ""
+    """What another server asks of the holder; empty: nothing."""
+    checkpoint: str = ""
+    """Where its last checkpoint is in the object store; empty: nowhere."""
     damage: str = field(default="", metadata=_NO_COLUMN)
     """What is wrong with the stored row, as a sentence; the damaged fields are empty or 0 here.
     It is not a column."""
@@ -140,23 +157,16 @@ class JobRow:
             ) from error
 
 
-_TYPES = {
-    "str": "TEXT NOT NULL",
-    "bytes": "BLOB NOT NULL",
-    "int": "INTEGER NOT NULL",
-    "float": "REAL NOT NULL",
-    "float | None": "REAL",
-}
-
 _FIELDS = [item for item in dataclasses.fields(JobRow) if item.metadata != _NO_COLUMN]
 
 # The one list of the columns: what `JobRow` has, in its order.
-COLUMNS = {item.name: _TYPES[str(item.type)] for item in _FIELDS}
+COLUMNS = tuple(item.name for item in _FIELDS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-FIXED = ("id", "last_sequence")
+FIXED = ("id", "last_sequence", "holder", "fence", "lease_until_s")
+"""The columns of jobs that have methods of their own to change them."""
 TABLES = {
-    "jobs": tuple(COLUMNS),
+    "jobs": COLUMNS,
     "events": ("job", "sequence", "time_s", "payload"),
     "aliases": ("model", "alias", "version"),
     "corpora": ("sha256", "size", "used_s"),
@@ -164,60 +174,20 @@ TABLES = {
     "version_owners": ("model", "version", "owner", "size", "created_s"),
     "files": ("id", "owner", "name", "sha256", "size", "created_s"),
 }
-"""The columns of every table, in their order."""
+"""The columns of every table that a data directory uses, in their order."""
 
-ADDED: dict[str, int | str] = {
+ADDED: dict[str, int | str | float] = {
     "init_from_version": UNKNOWN_VERSION,
     "waits_for_bytes": 0,
     "owner": "",
     "call_id": "",
+    "holder": "",
+    "fence": 0,
+    "lease_until_s": 0.0,
+    "request": "",
+    "checkpoint": "",
 }
 """The columns of jobs that later versions added, in their order, and their values in older jobs."""
-
-# `Salvage` distinguishes tables from indexes by the number and the types of their columns.
-_OWNERS = (
-    # The length makes no difference to what is unique.
-    "CREATE UNIQUE INDEX jobs_request ON jobs (request_id, length(request_id), owner) "
-    "WHERE request_id != ''",
-    "CREATE INDEX jobs_owner ON jobs (owner, created_s, id)",
-    "CREATE TABLE corpus_owners (sha256 TEXT NOT NULL, owner TEXT NOT NULL, "
-    "size INTEGER NOT NULL, used_s REAL NOT NULL, PRIMARY KEY (sha256, owner)) WITHOUT ROWID",
-    "CREATE TABLE version_owners (model TEXT NOT NULL, version INTEGER NOT NULL, "
-    "owner TEXT NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL, "
-    "PRIMARY KEY (model, version)) WITHOUT ROWID",
-)
-_FILES = (
-    "CREATE TABLE files (id TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, "
-    "sha256 TEXT NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL) WITHOUT ROWID"
-)
-UPGRADES = {
-    1: (f"ALTER TABLE jobs ADD init_from_version INTEGER NOT NULL DEFAULT {UNKNOWN_VERSION}",),
-    2: ("ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0",),
-    3: (
-        "ALTER TABLE jobs ADD owner TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE jobs ADD call_id TEXT NOT NULL DEFAULT ''",
-        "DROP INDEX jobs_request",
-        *_OWNERS,
-    ),
-    4: (_FILES,),
-}
-"""The statements that upgrade the tables of each version to the next."""
-
-SCHEMA = (
-    f"CREATE TABLE jobs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}, "
-    "PRIMARY KEY (id))",
-    "CREATE INDEX jobs_created ON jobs (created_s, id)",
-    "CREATE INDEX jobs_queued ON jobs (state, queued_s, id)",
-    "CREATE TABLE events (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, "
-    "sequence INTEGER NOT NULL, time_s REAL NOT NULL, payload BLOB NOT NULL, "
-    "PRIMARY KEY (job, sequence)) WITHOUT ROWID",
-    "CREATE TABLE aliases (model TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, "
-    "PRIMARY KEY (model, alias)) WITHOUT ROWID",
-    "CREATE TABLE corpora (sha256 TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL, "
-    "used_s REAL NOT NULL) WITHOUT ROWID",
-    *_OWNERS,
-    _FILES,
-)
 
 
 @dataclass(frozen=True)
@@ -236,6 +206,38 @@ class FileRow:
     """Its size in bytes."""
     created_s: float
     """When it was stored, in seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version of a model in the object store."""
+
+    model: str
+    """The name of the model."""
+    version: int
+    """Its number, from 1."""
+    sha256: str = ""
+    """The hash of its file, in lower-case hexadecimal."""
+    size: int = 0
+    """Bytes of its file."""
+    created_s: float = 0.0
+    """When it was made, in seconds since the epoch."""
+    description: bytes = b""
+    """What a list of models says of it, serialized; empty where it was not asked for."""
+
+
+@dataclass(frozen=True)
+class ReplicaRow:
+    """A server that shares the database. Times are by the clock of the database."""
+
+    id: str
+    """Its id, another one for each start."""
+    address: str
+    """Where others reach it."""
+    started_s: float
+    """When it started, in seconds since the epoch."""
+    seen_s: float
+    """When it was seen last, in seconds since the epoch."""
 
 
 _EMPTY: dict[str, object] = {"str": "", "bytes": b"", "int": 0, "float": 0.0, "float | None": None}

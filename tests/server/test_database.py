@@ -10,15 +10,14 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from treadle.server.failures import DamagedDatabaseError, DatabaseError
-from treadle.server.storage.database import Database
+from treadle.server.storage.database import Database, migrations
 from treadle.server.storage.files import shared_with_group
 from treadle.server.storage.schema import (
-    COLUMNS,
-    SCHEMA,
     SCHEMA_VERSION,
     UNKNOWN_VERSION,
     JobRow,
@@ -150,13 +149,16 @@ def test_an_event_and_its_changes_are_one(database: Database) -> None:
     assert database.events("a", 0) == [(1, 1.5, b"one")]
 
 
-@pytest.mark.parametrize("name", ["id", "last_sequence", "colour", "state = '', id"])
+@pytest.mark.parametrize(
+    "name", ["id", "last_sequence", "holder", "lease_until_s", "colour", "state = '', id"]
+)
 def test_what_is_no_field_to_change_is_refused(database: Database, name: str) -> None:
     database.add_job(job_row("a"))
+    changes: dict[str, Any] = {name: "b"}
     with pytest.raises(TypeError, match="not a field"):
-        database.update_job("a", **{name: "b"})
+        database.update_job("a", **changes)
     with pytest.raises(TypeError, match="not a field"):
-        database.append_event("a", b"", 1.0, **{name: "b"})
+        database.append_event("a", b"", 1.0, **changes)
     assert database.job("a") == job_row("a")
 
 
@@ -229,8 +231,8 @@ def test_it_is_durable_and_closed_to_others(tmp_path: Path, folder_mode: int, mo
     with sqlite3.connect(home / "treadle.db") as other:
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
-    assert database._rows("PRAGMA synchronous") == [(2,)]
-    assert database._rows("PRAGMA foreign_keys") == [(1,)]
+    assert database.engine.rows("PRAGMA synchronous") == [(2,)]
+    assert database.engine.rows("PRAGMA foreign_keys") == [(1,)]
     database.close()
 
 
@@ -246,23 +248,14 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, version: int) -> None:
     path = tmp_path / "treadle.db"
-    lacking = ["init_from_version", "waits_for_bytes", "owner", "call_id"][version - 1 :]
-    old = [name for name in COLUMNS if name not in lacking]
     with sqlite3.connect(path) as older:
-        for statement in SCHEMA:
-            older.execute(statement)
-        for name in ("jobs_request", "jobs_owner"):
-            older.execute(f"DROP INDEX {name}")
-        older.execute(
-            "CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id != ''"
-        )
-        for name in ("corpus_owners", "version_owners", "files"):
-            older.execute(f"DROP TABLE {name}")
-        for name in lacking:
-            older.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+        for number in range(1, version + 1):
+            for statement in migrations.statements(number):
+                older.execute(statement)
+        old = [name for _, name, *_ in older.execute("PRAGMA table_info(jobs)")]
         row = job_row("a", request_id="r", init_from="m")
         places = ", ".join("?" * len(old))
         values = [getattr(row, name) for name in old]
@@ -273,7 +266,7 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, ve
         database = Database(path)
         asked = UNKNOWN_VERSION if version == 1 else 0
         assert database.job("a") == replace(row, init_from_version=asked)
-        assert database._rows("PRAGMA user_version") == [(SCHEMA_VERSION,)]
+        assert database.engine.rows("PRAGMA user_version") == [(SCHEMA_VERSION,)]
         assert database.check() == []
         database.close()
     database = Database(path)
@@ -337,15 +330,15 @@ def test_a_full_disk_changes_nothing_and_passes(tmp_path: Path, database: Databa
     database.add_job(job_row("a"))
     database.append_event("a", b"first", 1.0)
     before = database.job("a")
-    (pages,) = database._rows("PRAGMA page_count")[0]
-    database._rows(f"PRAGMA max_page_count = {pages}")
+    (pages,) = database.engine.rows("PRAGMA page_count")[0]
+    database.engine.rows(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(OSError, match="No space left") as caught:
         database.append_event("a", bytes(1 << 20), 2.0, state="running")
     assert caught.value.errno == errno.ENOSPC
     assert database.job("a") == before
     assert database.events("a", 0) == [(1, 1.0, b"first")]
     assert database.check() == []
-    database._rows("PRAGMA max_page_count = 1000000")
+    database.engine.rows("PRAGMA max_page_count = 1000000")
     assert database.append_event("a", bytes(1 << 20), 3.0, state="running") == 2
     assert database.check() == []
 
@@ -355,8 +348,8 @@ def test_a_change_that_did_not_end_is_not_there(tmp_path: Path, database: Databa
     database.add_job(job_row("a"))
     copy = tmp_path / "copy"
     copy.mkdir()
-    with database._transaction():
-        database._connection.execute("UPDATE jobs SET state = 'running'")
+    with database.engine.transaction() as transaction:
+        transaction.run("UPDATE jobs SET state = 'running'")
         for path in tmp_path.glob("treadle.db*"):
             (copy / path.name).write_bytes(path.read_bytes())
     after_a_kill = Database(copy / "treadle.db")

@@ -16,6 +16,7 @@ from treadle.server.failures import NoSpaceError
 from treadle.server.jobs import manager as jobs_module
 from treadle.server.jobs.manager import JobManager
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.database.sqlite_engine import SqliteEngine
 from treadle.server.storage.files import DiskSpace, SpareSpace
 from treadle.server.storage.job_files import LAST_FILE, STATE_FILE
 from treadle.server.storage.model_version import MODEL_FILE
@@ -256,18 +257,20 @@ def test_the_spare_space_lets_things_end_on_a_full_disk(data_dir: DataDir) -> No
         def release(self) -> bool:
             released = super().release()
             if released:
-                database._rows("PRAGMA max_page_count = 1000000")
+                database.engine.rows("PRAGMA max_page_count = 1000000")
             return released
 
-    database.spare = Freeing(spare, data_dir.space, 1 << 16)
+    engine = database.engine
+    assert isinstance(engine, SqliteEngine)
+    engine.spare = Freeing(spare, data_dir.space, 1 << 16)
     for urgent in (
         lambda: database.append_event("a", bytes(1 << 20), 2.0, state="cancelled"),
         lambda: database.update_job("a", reason="x" * (1 << 20)),
     ):
-        database.spare.fill()
+        engine.spare.fill()
         assert spare.stat().st_blocks * 512 >= 1 << 16
-        (pages,) = database._rows("PRAGMA page_count")[0]
-        database._rows(f"PRAGMA max_page_count = {pages}")
+        (pages,) = database.engine.rows("PRAGMA page_count")[0]
+        database.engine.rows(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(OSError, match="No space left"):
             database.append_event("b", bytes(1 << 20), 2.0)  # events about a run can wait
         assert spare.exists()

@@ -20,6 +20,7 @@ from treadle.server.errors import (
     invalid,
     not_found,
 )
+from treadle.server.failures import DatabaseUnavailableError, LostLeaseError
 from treadle.server.jobs import worker_protocol
 
 KINDS = [
@@ -76,6 +77,18 @@ def test_an_unforeseen_error_tells_an_id_and_nothing_else(
     assert "secret" not in status.message
     assert status.message.split()[2].rstrip(";") in caplog.text
     assert "a secret" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [DatabaseUnavailableError, LostLeaseError])
+def test_what_passes_by_itself_is_unavailable_and_says_when_to_try_again(
+    kind: type[Exception],
+) -> None:
+    status = from_exception(kind("host db.example of user ann"), "a test")
+    assert status.code is grpc.StatusCode.UNAVAILABLE
+    assert "db.example" not in status.message
+    (details,) = status.details
+    assert isinstance(details, error_details_pb2.RetryInfo)
+    assert details.retry_delay.ToTimedelta().total_seconds() > 0
 
 
 def test_a_symbol_is_about_the_field_it_stands_in() -> None:

@@ -239,7 +239,7 @@ def test_jobs_whose_corpus_cannot_be_read_just_now_go_on(
 
 
 @pytest.mark.parametrize("change", [{"files": "{"}, {"files": "[1]"}, {"init_from": "m@prod"}])
-def test_jobs_that_cannot_go_on_are_marked_as_failed(root: Path, change: dict[str, str]) -> None:
+def test_jobs_that_cannot_go_on_are_marked_as_failed(root: Path, change: dict[str, Any]) -> None:
     database = Database(root / DATABASE_FILE)
     database.update_job("paused", **change)
     database.close()
@@ -378,7 +378,7 @@ def test_an_older_database_is_upgraded_only_by_repair(root: Path) -> None:
     for name in ("jobs_request", "jobs_owner"):
         connection.execute(f"DROP INDEX {name}")
     connection.execute("CREATE INDEX jobs_request ON jobs (request_id)")
-    for name in ("corpus_owners", "version_owners", "files"):
+    for name in ("corpus_owners", "version_owners", "files", "versions", "replicas", "duties"):
         connection.execute(f"DROP TABLE {name}")
     for name in ADDED:
         connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")

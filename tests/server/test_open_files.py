@@ -18,7 +18,7 @@ from treadle.server.errors import from_exception
 from treadle.server.resources import open_files
 from treadle.server.storage import model_version
 from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.database import Database
+from treadle.server.storage.database.sqlite_engine import SqliteEngine
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, Server, detail_of, requests, tiny_spec, wait_for
@@ -113,7 +113,7 @@ def test_a_model_is_not_called_damaged_where_no_file_can_be_opened(
 def test_a_database_that_cannot_be_opened_for_want_of_files_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Database(tmp_path / "treadle.db")
+    engine = SqliteEngine(tmp_path / "treadle.db")
 
     def refuse() -> None:
         raise OSError(24, "Too many open files")
@@ -121,6 +121,6 @@ def test_a_database_that_cannot_be_opened_for_want_of_files_is_not_called_damage
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
     monkeypatch.setattr(open_files, "check", refuse)
-    with pytest.raises(OSError, match="Too many open files"), database._translated():
+    with pytest.raises(OSError, match="Too many open files"), engine.translated():
         raise error
-    database.close()
+    engine.close()

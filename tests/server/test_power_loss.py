@@ -18,7 +18,6 @@ from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage import files
 from treadle.server.storage.data_dir import DataDir
-from treadle.server.storage.database import Database
 from treadle.server.storage.job_files import INIT_FILE
 from treadle.v1 import sequence_pb2 as pb
 
@@ -35,22 +34,22 @@ def data_dir(tmp_path: Path) -> Iterator[DataDir]:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def steps(data_dir: DataDir, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The inodes that were synced and the word "row" for a new job, in their order."""
     steps = list[str]()
     fsync = os.fsync
-    add_job = Database.add_job
+    add_job = data_dir.database.add_job
 
     def recorded(handle: int) -> None:
         fsync(handle)
         steps.append(str(os.fstat(handle).st_ino))
 
-    def added(self: Database, *arguments: Any) -> Any:
+    def added(*arguments: Any) -> Any:
         steps.append("row")
-        return add_job(self, *arguments)
+        return add_job(*arguments)
 
     monkeypatch.setattr(os, "fsync", recorded)
-    monkeypatch.setattr(Database, "add_job", added)
+    monkeypatch.setattr(data_dir.database, "add_job", added)
     return steps
 
 

@@ -49,7 +49,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     live = tmp_path_factory.mktemp("live") / "data"
     data_dir = DataDir(live)
     database = data_dir.database
-    database._connection.execute("PRAGMA synchronous = OFF")  # no power is lost here
+    database.engine.rows("PRAGMA synchronous = OFF")  # no power is lost here
     chance = random.Random(7)
     for number in range(40):
         spec = pb.TrainSpec(model="m", request_id=f"request-{number}")
@@ -70,7 +70,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
             size = chance.choice((20, 20, 300, 300, 300, 9000))
             database.append_event(job, event(count + 2, size), 1.8e9 + count / 7)
         if number == 25:
-            database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            database.engine.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     for version in (1, 2, 3):
         assert put_model(data_dir, "m").version == version
         database.set_version_owner("m", version, "ann", 100 * version, float(version))

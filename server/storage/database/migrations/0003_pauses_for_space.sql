@@ -1,0 +1,1 @@
+ALTER TABLE jobs ADD waits_for_bytes INTEGER NOT NULL DEFAULT 0;
