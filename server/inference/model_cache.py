@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -16,7 +15,7 @@ from treadle.model.errors import LoadError
 from treadle.server.errors import damaged, not_found, precondition
 from treadle.server.failures import is_full, is_out_of_files
 from treadle.server.resources import thread_pools
-from treadle.server.storage.job_files import BEST_FILE, LAST_FILE
+from treadle.server.storage.job_files import BEST_FILE, LAST_FILE, JobWeights
 from treadle.server.telemetry import metrics, tracing
 
 if TYPE_CHECKING:
@@ -33,22 +32,6 @@ _MEMORY_PER_FILE = 3
 _PARAMETERS_PER_INT8 = 2
 """Bytes of parameters for a byte of their int8 form, at least: a quarter, and a scale and a
 correction for each output."""
-
-
-@dataclass(frozen=True)
-class JobWeights:
-    """The weights that a job published at one time."""
-
-    job: str
-    """The job's id."""
-    path: Path
-    """Their file, which the next weights replace."""
-    created_ns: int
-    """When it was written."""
-    inode: int
-    """The inode number of the file, which differs from that of the next file."""
-    size_bytes: int
-    """Bytes of the file."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +91,7 @@ class ModelCache:
         """
         name = BEST_FILE if best else LAST_FILE
         try:
-            path = self._data_dir.jobs.directory(job) / name
-            stat = await thread_pools.DATABASE.run(path.stat)
+            weights = await thread_pools.DATABASE.run(self._data_dir.jobs.weights, job, name)
         except FileNotFoundError:
             what = "best weights: it has not validated" if best else "weights: it has just begun"
             raise precondition(f"job {job} has published no {what}") from None
@@ -117,7 +99,6 @@ class ModelCache:
             if is_out_of_files(error) or is_full(error):
                 raise
             raise precondition(f"the weights of job {job} cannot be read") from error
-        weights = JobWeights(job, path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
         model = await self._get(weights)
         with self._lock:
             for old in [key for key in self._models if _replaces(weights, key)]:
@@ -209,7 +190,7 @@ class ModelCache:
         held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
             with metrics.MODEL_LOAD_SECONDS.time(), tracing.within("load model"):
-                model = await thread_pools.MODELS.run(Model.load, stored.path)
+                model = await thread_pools.MODELS.run(self._read_file, stored)
         except LoadError as error:
             held.release()
             if isinstance(stored, JobWeights):
@@ -233,6 +214,15 @@ class ModelCache:
             raise
         weakref.finalize(model, held.release).atexit = False
         return model
+
+    def _read_file(self, stored: StoredModel | JobWeights) -> Model:
+        """Reads the file of a model, which may be brought to this machine first."""
+        if isinstance(stored, JobWeights):
+            files = self._data_dir.jobs.local_file(stored)
+        else:
+            files = self._data_dir.models.local_file(stored)
+        with files as path:
+            return Model.load(path)
 
     def _keep(self, stored: StoredModel | JobWeights, model: Model) -> None:
         """Keeps a model as the newest, and drops others that do not fit any more."""
@@ -282,5 +272,9 @@ def _called(stored: StoredModel | JobWeights) -> str:
 
 
 def _replaces(weights: JobWeights, other: StoredModel | JobWeights) -> bool:
-    """Returns whether weights are newer ones of the same file."""
-    return isinstance(other, JobWeights) and other.path == weights.path and other != weights
+    """Returns whether weights are newer ones of the same job and kind."""
+    return (
+        isinstance(other, JobWeights)
+        and (other.job, other.name) == (weights.job, weights.name)
+        and other != weights
+    )

@@ -32,9 +32,7 @@ from treadle.server.messages.caller_info import StoredUse
 from treadle.server.names import is_name, name_violations
 from treadle.server.resources import thread_pools
 from treadle.server.resources.upload_pace import UploadLimits
-from treadle.server.storage import files as disk
 from treadle.server.storage.job_damage import damage
-from treadle.server.storage.job_files import INIT_FILE
 from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES, JobState
 from treadle.server.storage.schema import JobRow
 from treadle.server.storage.upload_files import UploadedFile, UploadFiles
@@ -203,7 +201,7 @@ class Submission:
     def _kept_bytes(self, owner: str) -> int:
         """Returns the bytes of the weights that jobs of an owner keep after their end."""
         jobs = self._data_dir.database.jobs(_FINAL, limit=_MOST_JOBS, owner=owner)
-        return sum(self._data_dir.jobs.own_bytes(row.id) for row in jobs)
+        return sum(self._data_dir.jobs.own_bytes(row) for row in jobs)
 
     def _coming_bytes(self, owner: str) -> int:
         """Returns about the bytes of the models that unfinished jobs of an owner will store."""
@@ -266,15 +264,15 @@ class Submission:
 
     def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
         """Makes a job's directory and puts the model to start from in it."""
-        directory = self._data_dir.jobs.directory(job)
         for file in files:
             if self._data_dir.corpora.touch(file.sha256) is None:  # removed by hand meanwhile
                 raise corpus_not_found(file.sha256)
-        if base is not None:
-            try:
-                disk.link_or_copy(base.path, directory / INIT_FILE, self._data_dir.space)
-            except FileNotFoundError:
-                raise _gone(base) from None
+        try:
+            self._data_dir.jobs.begin(job, base, self._data_dir.space)
+        except FileNotFoundError:
+            if base is None:
+                raise
+            raise _gone(base) from None
 
 
 def _least_bytes(config: TrainConfig) -> int:

@@ -79,6 +79,18 @@ class Corpora:
             raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
         return self._home / sha256
 
+    def open(self, sha256: str) -> int:
+        """Returns a handle that reads a corpus, also once it is removed.
+
+        Args:
+            sha256: Its hash.
+
+        Raises:
+            FileNotFoundError: It is not stored.
+            OSError: The disk failed.
+        """
+        return os.open(self.path(sha256), os.O_RDONLY | os.O_NOFOLLOW)
+
     def has(self, sha256: str) -> bool:
         """Returns whether the corpus of a hash is stored; False for a text that is not a hash."""
         return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treadle.server.storage import files
+
+if TYPE_CHECKING:
+    from treadle.server.storage.files import DiskSpace
+    from treadle.server.storage.model_version import StoredModel
+    from treadle.server.storage.schema import JobRow
 
 STATE_FILE = "state.safetensors"
 """The checkpoint: the whole state of the run, from which it continues."""
@@ -31,8 +39,41 @@ INIT_FILE = "init.safetensors"
 """The model that the job starts from, where it fine-tunes one."""
 
 
+@dataclass(frozen=True)
+class JobWeights:
+    """The weights that a job published at one time."""
+
+    job: str
+    """The job's id."""
+    name: str
+    """Which of its weights: LAST_FILE or BEST_FILE."""
+    path: Path
+    """Their file, which the next weights replace."""
+    created_ns: int
+    """When it was written."""
+    inode: int
+    """The inode number of the file, which differs from that of the next file."""
+    size_bytes: int
+    """Bytes of the file."""
+    key: str = ""
+    """The blob that holds them, where several servers share one store; empty: they are here."""
+
+
 class JobFiles:
     """The directories of jobs. All methods block on the disk and may be called from any thread.
+
+    A server that shares jobs with others calls `fetch` once it has the lease of a job, and `leave`
+    once it gives the job back. After each checkpoint it calls `publish`, stores what that returns
+    in the row of the job with its fence, and then has `forget` delete what is not named any more::
+
+        files.fetch(row)
+        ...
+        after = files.publish(row.id, fence, before)
+        database.update_job(row.id, fence=fence, checkpoint=after)
+        files.forget(before, after)
+
+    Where one server has a data directory of its own, every file of a job is there, and these four
+    do nothing.
 
     Args:
         root: Where they are; it exists.
@@ -42,14 +83,111 @@ class JobFiles:
         self.root = root
         """The directory of the jobs' directories."""
 
-    def own_bytes(self, job: str) -> int:
-        """Returns the bytes of a job's files that are nowhere else, such as in a stored version.
+    def begin(self, job: str, base: StoredModel | None, space: DiskSpace) -> str:
+        """Makes the directory of a new job, and puts the model that it starts from into it.
 
         Args:
             job: The job's id.
+            base: The model; None: it starts from none.
+            space: The space of the disk.
+
+        Returns:
+            The `checkpoint` of the job's row.
+
+        Raises:
+            FileNotFoundError: The model was deleted.
+            OSError: The disk failed or is full.
+        """
+        directory = self.directory(job)
+        if base is not None:
+            files.link_or_copy(base.path, directory / INIT_FILE, space)
+        return ""
+
+    def fetch(self, row: JobRow) -> None:
+        """Brings the files of a job and its corpora to this machine, where it is about to run.
+
+        Args:
+            row: The job, as it is once its lease is this server's.
+
+        Raises:
+            FileNotFoundError: Something is missing in the store that the servers share.
+            DamagedBlobError: Something in it is damaged.
+            BlobsUnavailableError: It cannot be reached.
+            OSError: The disk failed or is full.
+            DatabaseError: The row cannot be read.
+        """
+
+    def publish(self, job: str, fence: int, before: str) -> str:
+        """Stores the files of a job that runs here, as they are now, for other servers.
+
+        Args:
+            job: The job's id.
+            fence: The fence of its lease.
+            before: The `checkpoint` of its row until now.
+
+        Returns:
+            The `checkpoint` that its row is to have.
+
+        Raises:
+            BlobsUnavailableError: The store cannot be reached; `before` holds as it did.
+            OSError: The disk failed or is full.
+            DatabaseError: `before` cannot be read.
+        """
+        return before
+
+    def forget(self, before: str, after: str) -> None:
+        """Deletes what the row of a job does not name any more, now or with the next sweep.
+
+        Args:
+            before: The `checkpoint` that the row had.
+            after: The one that it has; empty: none.
+
+        Raises:
+            DatabaseError: One of them cannot be read.
+        """
+
+    def leave(self, job: str) -> None:
+        """Removes the files of a job from this machine that the servers share.
+
+        Args:
+            job: The job's id, which does not run here any more.
+        """
+
+    def weights(self, job: str, name: str) -> JobWeights:
+        """Returns weights that a job has published.
+
+        Args:
+            job: The job's id.
+            name: LAST_FILE or BEST_FILE.
+
+        Raises:
+            FileNotFoundError: It has published none.
+            OSError: The disk failed.
+        """
+        path = self.directory(job) / name
+        found = path.stat()
+        return JobWeights(job, name, path, found.st_mtime_ns, found.st_ino, found.st_size)
+
+    @contextmanager
+    def local_file(self, weights: JobWeights) -> Iterator[Path]:
+        """Yields the path of weights on this machine, where they stay within.
+
+        Args:
+            weights: The weights.
+
+        Yields:
+            The path; newer weights may have replaced its file.
+        """
+        yield weights.path
+
+    def own_bytes(self, row: JobRow) -> int:
+        """Returns the bytes of a job's files that are nowhere else, such as in a stored version.
+
+        Args:
+            row: The job.
         """
         size = 0
-        with suppress(OSError), os.scandir(self.root / job) as entries:
+        with suppress(OSError), os.scandir(self.root / row.id) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:

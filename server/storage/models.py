@@ -283,6 +283,34 @@ class ModelStore:
                 logger.warning("a model cannot be read: %s", error)
                 yield StoredModel(name, 0, self._file(name, 0), 0.0, 0)
 
+    @contextlib.contextmanager
+    def local_file(self, model: StoredModel) -> Iterator[Path]:
+        """Yields the path of a version's file on this machine, where it stays within.
+
+        Args:
+            model: The version.
+
+        Yields:
+            The path. The file is missing where the version was deleted.
+        """
+        yield model.path
+
+    def is_file_of(self, model: StoredModel, handle: int) -> bool:
+        """Returns whether an open file is that of a version, and its name still leads to it.
+
+        Args:
+            model: The version.
+            handle: The file, which `local_file` led to.
+        """
+        found = os.fstat(handle)
+        if (found.st_mtime, found.st_size) != (model.created_s, model.size_bytes):
+            return False
+        try:
+            named = os.stat(model.path)
+        except FileNotFoundError:  # deleted meanwhile, but described before
+            return True
+        return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
+
     def _file(self, name: str, version: int) -> Path:
         return self._models / name / str(version) / MODEL_FILE
 

@@ -22,6 +22,8 @@ from treadle.server.resources.upload_pace import Pace, UploadLimits
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from treadle.server.inference.admission import Admission
     from treadle.server.storage.model_version import StoredModel
     from treadle.server.storage.models import ModelStore
@@ -38,19 +40,20 @@ class _OpenModel:
 
     Args:
         stored: The version.
+        path: Its file.
 
     Raises:
-        OSError: Its file cannot be opened.
+        OSError: The file cannot be opened.
     """
 
-    def __init__(self, stored: StoredModel) -> None:
+    def __init__(self, stored: StoredModel, path: Path) -> None:
         self.stored = stored
         """The version."""
         self.model = pb.Model()
         """Its description."""
         self.handle = -1
         """Its file."""
-        self.handle = os.open(stored.path, os.O_RDONLY | os.O_NONBLOCK)
+        self.handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def close(self) -> None:
         """Closes the file; may be called again."""
@@ -144,10 +147,11 @@ class ExportHandler:
         """
         for _ in range(_TRIES):
             stored = self._store.find(request.model, request.version)
-            with suppress(FileNotFoundError):  # deleted just now
-                opened = _OpenModel(stored)
+            # Deleted just now, where the file is not found.
+            with suppress(FileNotFoundError), self._store.local_file(stored) as path:
+                opened = _OpenModel(stored, path)
                 opened.model = self._describe(stored)
-                if _is_same(opened.handle, stored):
+                if self._store.is_file_of(stored, opened.handle):
                     self._check(request, opened.model)
                     audit_note(model=stored.name, version=stored.version)
                     return opened
@@ -182,15 +186,3 @@ class ExportHandler:
             fault = OSError(error.strerror or "the disk failed")
             raise damaged(stored.name, stored.version, fault) from error
         return data
-
-
-def _is_same(handle: int, stored: StoredModel) -> bool:
-    """Returns whether an open file is that of a version, and its name still leads to it."""
-    found = os.fstat(handle)
-    if (found.st_mtime, found.st_size) != (stored.created_s, stored.size_bytes):
-        return False
-    try:
-        named = os.stat(stored.path)
-    except FileNotFoundError:  # deleted meanwhile, but described before
-        return True
-    return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)

@@ -5,7 +5,6 @@ All methods block on the disk and may be called from any thread.
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from typing import TYPE_CHECKING
@@ -109,7 +108,7 @@ class StoredFiles:
         """
         self._corpora.touch(row.sha256)
         try:
-            return os.open(self._corpora.path(row.sha256), os.O_RDONLY | os.O_NOFOLLOW)
+            return self._corpora.open(row.sha256)
         except FileNotFoundError:
             raise file_not_found(row.id) from None
 
