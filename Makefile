@@ -38,8 +38,11 @@ MINUTES ?=
 # What `make test-bounds` runs.
 BOUNDS ?= tests/kernels tests/model
 
+# What `make test-shared` runs.
+SHARED ?= tests
+
 .DEFAULT_GOAL := help
-.PHONY: help venv not-linked demo examples example-go example-java example-browser bench kernels test lint type test-jit test-nojit test-bounds fuzz proto breaking format docs man screenshots lock audit sbom image image-test clean
+.PHONY: help venv not-linked demo examples example-go example-java example-browser bench kernels test lint type test-jit test-nojit test-bounds test-shared fuzz proto breaking format docs man screenshots lock audit sbom image image-test clean
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -100,6 +103,11 @@ test-nojit: $(STAMP) ## Run the tests of kernels uncompiled and measure coverage
 test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked indices: BOUNDS=tests
 	NUMBA_BOUNDSCHECK=1 $(BIN)/treadle-server --warm
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)
+
+# Quick tests against the same servers are part of `make test`, where the servers are installed.
+test-shared: $(STAMP) kernels ## Install PostgreSQL, run the slow tests of shared storage: SHARED=...
+	tests/services/install.sh
+	$(BIN)/python -m pytest -m shared $(SHARED)
 
 fuzz: $(STAMP) ## Try many odd requests, files, states: MINUTES=10, or FUZZ='state 1000'
 	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ) $(if $(MINUTES),--minutes $(MINUTES))

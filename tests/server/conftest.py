@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.postgresql import own_postgresql_server, postgresql_server, postgresql_url
 from services.s3 import own_s3_server, s3_server
 
 from .harness import Caller, Server, tiny_spec
 from .tenants import CALLERS, Company
 from .web import Web
 
-__all__ = ["own_s3_server", "s3_server"]
+__all__ = [
+    "own_postgresql_server",
+    "own_s3_server",
+    "postgresql_server",
+    "postgresql_url",
+    "s3_server",
+]
 
 
 @pytest.fixture(scope="session")
