@@ -26,7 +26,7 @@ PACKAGES = {
 }
 PACKAGED = (
     *("*.py", "*.pyi", "*.proto", "*.toml", "py.typed"),
-    *("static/*", "topics/*.md", "migrations/*.sql"),
+    *("static/*", "topics/*.md", "migrations/*.sql", "scale_constants.json"),
 )
 
 

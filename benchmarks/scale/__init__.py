@@ -1,0 +1,1 @@
+"""Measures, computes and simulates what many machines cost."""
