@@ -4,7 +4,8 @@
 #   docker run -p 127.0.0.1:50051:50051 -p 127.0.0.1:8080:8080 -v treadle:/data treadle
 #
 # Port 50051 speaks gRPC, and port 8080 HTTP. Without 127.0.0.1 a port is open to all who reach the
-# machine. docs/security.md shows how to serve a network, with TLS and tokens.
+# machine. docs/security.md shows how to serve a network, with TLS and tokens, and docs/scale.md how
+# to run several servers on one database: what that needs is in the image.
 #
 # Both stages keep the environment at the same path, because its programs name the path of their
 # Python.

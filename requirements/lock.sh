@@ -19,7 +19,8 @@ compile() {
         --only-binary :all: --generate-hashes --custom-compile-command 'make lock' "$@"
 }
 
-extras=(--extra server --extra bpe --extra cli --extra http --extra oidc --extra otel)
+extras=(--extra server --extra bpe --extra cli --extra http --extra objectstore --extra oidc \
+    --extra otel --extra postgresql)
 compile x86_64 "$@" pyproject.toml "${extras[@]}" \
     --override requirements/overrides.txt --output-file requirements/image.lock
 

@@ -21,7 +21,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ROOT / "requirements"
-EXTRAS = ("server", "bpe", "cli", "http", "oidc", "otel")
+EXTRAS = ("server", "bpe", "cli", "http", "objectstore", "oidc", "otel", "postgresql")
 """What the image installs besides the client."""
 MACHINES = ("x86_64", "aarch64")
 
@@ -158,6 +158,7 @@ def test_what_locked_packages_require_is_locked(lock: dict[str, Locked], machine
     left_out = set(re.findall(r"^([\w-]+);", overrides, re.MULTILINE))
     asked = {canonicalize_name(locked.name): set[str]() for locked in lock.values()}
     asked[canonicalize_name("pyjwt")].add("crypto")
+    asked[canonicalize_name("psycopg")].add("binary")
     missing = []
     compared = 0
     for name, extras in asked.items():
