@@ -82,6 +82,7 @@ class TrainOptions(TypedDict, total=False):
     seed: int
     request_id: str
     tags: Mapping[str, str]
+    nodes: int
     init_from: str
     init_from_version: int
 

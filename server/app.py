@@ -131,7 +131,7 @@ class App:
         quotas = QuotaBook(authenticator.quotas_of)
 
         # Training: uploads become jobs, and jobs run in processes of their own.
-        self._workers: Executor = WorkerPool(config.standby_workers)
+        self._workers: Executor = WorkerPool(config.standby_workers, config.mpirun)
         self._jobs = JobManager(
             self._data_dir,
             self._workers,
@@ -147,6 +147,7 @@ class App:
             training_bytes,
             self._budget,
             quotas,
+            has_nodes=bool(config.mpirun),
         )
 
         # Inference: models in memory, and threads that calls share.

@@ -55,6 +55,7 @@ _OWN_METAVARS = {
     "tls_key_file": "FILE",
     "log_format": "FORMAT",
     "log_level": "LEVEL",
+    "mpirun": "COMMAND",
     "metrics_access": "WHO",
     "otlp_endpoint": "URL",
 }

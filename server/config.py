@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import shlex
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -190,6 +191,10 @@ class ServerConfig:
     standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
     """Training processes that are kept ready, so that a short job need not wait for Python to
     start."""
+    mpirun: str = ""
+    """Command that starts the processes of a training job with several nodes, by MPI, such as
+    `mpirun --hostfile /etc/treadle/hosts`; it gets -n and the number. Treadle with its extra mpi
+    must be installed on every machine, at the same place. Without it such jobs are refused."""
     inference_precision: str = "fp32"
     """The numbers that models compute with when they generate, score or embed, where a request
     neither says so nor continues from a state: fp32, or int8, which is faster and less exact."""
@@ -372,6 +377,10 @@ class ServerConfig:
             )
         if "\0" in str(self.data_dir):
             raise SettingError("data_dir", "has a NUL in its name")
+        try:
+            shlex.split(self.mpirun)
+        except ValueError as error:
+            raise SettingError("mpirun", f"cannot be read as a command: {error}") from None
         if self.inference_precision not in ("fp32", "int8"):
             fault = f"must be fp32 or int8, not {self.inference_precision!r}"
             raise SettingError("inference_precision", fault)

@@ -214,7 +214,7 @@ class JobRunner:
         without = self._no_process_needed[job] = asyncio.Event()
         if job.leaving or self._leaving:
             without.set()
-        needs = JobNeeds(job.id, self._threads, self._limits.max_run_bytes)
+        needs = JobNeeds(job.id, self._threads, self._limits.max_run_bytes, await _nodes(job))
         taking = asyncio.create_task(self._workers.take(needs, partial(self._waits, job)))
         waiting = asyncio.create_task(without.wait())
         try:
@@ -396,6 +396,11 @@ class JobRunner:
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
             await thread_pools.DATABASE.run(self._data_dir.space.require_least)
+
+
+async def _nodes(job: Job) -> int:
+    """Returns how many processes share a job."""
+    return max(1, pb.TrainSpec.FromString((await job.whole()).spec).nodes)
 
 
 def _first_start(job: Job) -> dict[str, float]:

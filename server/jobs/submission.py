@@ -64,6 +64,7 @@ class Submission:
         training_bytes: The most memory that a training run may take; None: all of the machine.
         budget: Counts the bytes that are kept for callers.
         quotas: Counts the jobs, models and corpora of each caller.
+        has_nodes: Whether a job may have several nodes.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Submission:
         training_bytes: int | None,
         budget: MemoryBudget,
         quotas: QuotaBook,
+        has_nodes: bool = False,
     ) -> None:
         self._data_dir = data_dir
         self._jobs = jobs
@@ -81,6 +83,7 @@ class Submission:
         self._training_bytes = training_bytes
         self._budget = budget
         self._quotas = quotas
+        self._has_nodes = has_nodes
 
     async def take(self, requests: AsyncIterator[pb.TrainRequest]) -> str:
         """Reads a request of the current caller to its end and queues its job.
@@ -113,6 +116,12 @@ class Submission:
             return earlier.id
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
+        if spec.nodes > 1 and not self._has_nodes:
+            text = (
+                f"nodes is {spec.nodes}, and this server trains on one machine: leave it out, or "
+                "have the server started with --mpirun"
+            )
+            raise invalid([("spec.nodes", text)])
         base, spec.init_from_version = await self._base(spec)
         config = convert.train_config(spec, self._training_bytes, await self._beginning(base))
         await thread_pools.DATABASE.run(

@@ -35,6 +35,7 @@ from treadle.server.storage.files import DiskSpace
 from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 
 if TYPE_CHECKING:
+    from treadle.model.network.ranks.ranks import Ranks
     from treadle.model.training.progress import Validation
 
 logger = logging.getLogger(__name__)
@@ -55,13 +56,16 @@ class _LeftError(Exception):
     """The run leaves a validation, to continue later."""
 
 
-def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
+def serve(
+    requests: IO[bytes], replies: IO[bytes], warm_up: bool, ranks: Ranks | None = None
+) -> int:
     """Prepares, waits for a job and trains it.
 
     Args:
         requests: The pipe with the messages of the server.
         replies: The pipe for messages to the server.
         warm_up: Whether to load the kernels of training before the job arrives.
+        ranks: The processes that share the work, this one being rank 0; None: this one alone.
 
     Returns:
         The exit code.
@@ -85,7 +89,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], warm_up: bool) -> int:
         set_logged_trace(job.get("traceparent", "")[3:35])
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
-            _work(job, pipe, control)
+            _work(job, pipe, control, ranks)
     except Exception as error:
         if is_full(error):  # the last checkpoint is whole, and the rest is computed again
             pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))
@@ -221,7 +225,9 @@ def _full(error: BaseException) -> str:
     return f"the disk is full: {getattr(error, 'strerror', None) or error}"
 
 
-def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -> None:
+def _work(
+    job: worker_protocol.Message, replies: Replies, control: RunControl, ranks: Ranks | None
+) -> None:
     directory = Path(job["directory"])
     space = DiskSpace(directory, job["min_free_bytes"])
     phases = Phases(replies, is_on=bool(job.get("traceparent")))
@@ -233,7 +239,7 @@ def _work(job: worker_protocol.Message, replies: Replies, control: RunControl) -
         if size >= _LARGE_CORPUS_BYTES:
             replies.send(event="reading", reason=f"reading a corpus of {size:,} bytes")
         with phases.phase("prepare"):
-            trainer = _prepare(job, directory, replies)
+            trainer = _prepare(job, directory, replies, ranks)
     started = dataclasses.asdict(trainer.started) | {"config": trainer.started.config.to_json()}
     replies.send(event="started", **started)
     logger.info("job %s is trained from step %d on", directory.name, trainer.steps)
@@ -309,7 +315,9 @@ class _Watcher:
             self._replies.send(event="validation", step=self._trainer.steps, **values)
 
 
-def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) -> Trainer:
+def _prepare(
+    job: worker_protocol.Message, directory: Path, replies: Replies, ranks: Ranks | None
+) -> Trainer:
     """Returns a trainer, restored from its checkpoint where there is one."""
     files = [
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
@@ -328,6 +336,7 @@ def _prepare(job: worker_protocol.Message, directory: Path, replies: Replies) ->
             job["memory_limit_bytes"],
             init_from=None if init is None else Model.load(init),
             folder=ScratchFolder(directory, _Scratch(space).require),
+            ranks=ranks,
         )
 
     trainer = make()

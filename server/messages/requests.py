@@ -29,6 +29,8 @@ from treadle.v1 import sequence_pb2 as pb
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_NODES = 1024
+"""The most processes of a job."""
 
 _SPEC = "spec"
 _RENAMED = {"optimizer.kind": "optimizer.optimizer"}
@@ -77,6 +79,9 @@ def _take_job_fields(values: dict[str, Any]) -> list[Violation]:
     violations = name_violations(values.pop("model", ""), f"{_SPEC}.model")
     violations += request_id_violations(values.pop("request_id", ""), f"{_SPEC}.request_id")
     violations += tag_violations(values.pop("tags", {}), f"{_SPEC}.tags")
+    nodes = values.pop("nodes", 1)
+    if nodes > MAX_NODES:
+        violations.append((f"{_SPEC}.nodes", f"nodes must be 1 to {MAX_NODES:,}, not {nodes:,}"))
     version = values.pop("init_from_version", 0)
     if version and "init_from" not in values:
         text = "init_from_version needs init_from, the model whose version it is"

@@ -59,6 +59,7 @@ def spec(name: str, config: TrainConfig, asked: pb.TrainSpec | None = None) -> p
         message.init_from_version = asked.init_from_version
         message.preset = asked.preset
         message.tags.update(asked.tags)
+        message.nodes = asked.nodes
     fill(message, values)
     return message
 

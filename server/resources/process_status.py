@@ -35,6 +35,16 @@ def own_bytes(pid: int) -> int:
     return sum(int(lines.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) << 10
 
 
+def with_descendants(pid: int) -> list[int]:
+    """Returns a process and those that descend from it, as far as they are known; parents first."""
+    found = [pid]
+    for parent in found:
+        with suppress(OSError):  # it is gone
+            for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, listed.read_text("ascii").split())
+    return found
+
+
 def kills_for_memory() -> int:
     """Returns how often Linux has killed a process for lack of memory; 0 if unknown."""
     with suppress(OSError, ValueError):

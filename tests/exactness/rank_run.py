@@ -38,7 +38,7 @@ from treadle.model import (
 )
 from treadle.model.network.ranks.ranks import Ranks
 from treadle.model.training import evaluation, trainer
-from treadle.model.training.ranks.follower import follow
+from treadle.model.training.ranks.follower import follow_to_the_end
 from treadle.model.training.ranks.join import join
 
 WORDS = " ".join(f"w{n * n % 701}" for n in range(4000))
@@ -131,22 +131,13 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     ranks = join()
     if ranks is not None and not ranks.leads:
-        try:
-            follow(ranks)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            ranks.abort(1)
+        follow_to_the_end(ranks)
         return
     try:
-        found = results(**asked, ranks=ranks)
+        json.dump(results(**asked, ranks=ranks), sys.stdout)
+    finally:
         if ranks is not None:
-            ranks.command("quit")
-        json.dump(found, sys.stdout)
-    except BaseException as error:
-        if ranks is None:
-            raise
-        print(repr(error), file=sys.stderr)
-        ranks.abort(1)
+            ranks.leave()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ _ANSWER = 2
 _YIELDING_S = 0.002
 _NAPS = ((0.02, 50e-6), (1.0, 0.0002), (float("inf"), 0.002))
 """How long a wait has lasted, and how long the sleep between two looks then is, in seconds."""
+
+_FAREWELL_S = 0.5
+"""Seconds before all processes are ended at once."""
 
 
 class Ranks:
@@ -195,6 +199,15 @@ class Ranks:
         except BaseException:
             self.is_broken = True
             raise
+
+    def leave(self) -> None:
+        """Ends the run on all ranks; the last call of rank 0."""
+        if self.is_broken:
+            sys.stderr.flush()
+            time.sleep(_FAREWELL_S)  # mpirun still forwards what this process has written
+            self.abort(1)
+        self.command("quit")
+        self.wait([request for request, _ in self._sent])
 
     def abort(self, code: int) -> NoReturn:
         """Ends the processes of all ranks at once.

@@ -6,6 +6,8 @@ shards of its share. It reads no corpus and writes no file.
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,28 @@ def follow(ranks: Ranks) -> None:
             getattr(follower, command)(*arguments)
     finally:
         follower.close()
+
+
+def follow_to_the_end(ranks: Ranks) -> int:
+    """Follows rank 0 until the run is over, and ends the run on all ranks if that fails.
+
+    Args:
+        ranks: The processes of the run; this one is not rank 0.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        follow(ranks)
+    except BaseException as error:
+        traceback.print_exc()
+        print(
+            f"rank {ranks.rank} on {ranks.host} failed, which ends the run: {error!r}",
+            file=sys.stderr,
+            flush=True,
+        )
+        ranks.abort(1)
+    return 0
 
 
 class Follower:

@@ -1248,6 +1248,7 @@ class TrainSpec(_message.Message):
     INIT_FROM_FIELD_NUMBER: _builtins.int
     INIT_FROM_VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name: 1 to 100 letters, digits, `.`, `_` and `-`, the first a
     letter or digit. If the model exists, the job adds a new version; older
@@ -1280,6 +1281,12 @@ class TrainSpec(_message.Message):
     """
     init_from_version: _builtins.int
     """The version of init_from. Default: the newest."""
+    nodes: _builtins.int
+    """The number of machines, or of processes, that share the work of the job, 1
+    to 1,024. They change nothing of its result. The server must have been
+    started with --mpirun. A batch keeps as many threads of them busy as it has
+    rows, divided by 16. Default: 1, the machine of the server.
+    """
     @_builtins.property
     def tokenizer(self) -> Global___TokenizerSpec:
         """The conversion of text to tokens."""
@@ -1330,10 +1337,11 @@ class TrainSpec(_message.Message):
         init_from: _builtins.str = ...,
         init_from_version: _builtins.int = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "limits", b"limits", "network", b"network", "optimizer", b"optimizer", "report", b"report", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "init_from", b"init_from", "init_from_version", b"init_from_version", "keep", b"keep", "limits", b"limits", "model", b"model", "network", b"network", "optimizer", b"optimizer", "preset", b"preset", "report", b"report", "request_id", b"request_id", "seed", b"seed", "tags", b"tags", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "init_from", b"init_from", "init_from_version", b"init_from_version", "keep", b"keep", "limits", b"limits", "model", b"model", "network", b"network", "nodes", b"nodes", "optimizer", b"optimizer", "preset", b"preset", "report", b"report", "request_id", b"request_id", "seed", b"seed", "tags", b"tags", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

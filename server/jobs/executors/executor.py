@@ -32,6 +32,8 @@ class JobNeeds:
     """Threads that it uses."""
     memory_bytes: int | None
     """The most memory that it takes; None: nobody knows."""
+    nodes: int = 1
+    """Processes that share it, each with so many threads."""
 
 
 class Worker(Protocol):

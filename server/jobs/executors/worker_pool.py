@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
 
@@ -37,8 +39,9 @@ _LOOK_S = 0.5
 class LocalWorker:
     """One training process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, has_ranks: bool = False) -> None:
         self._process = process
+        self._has_ranks = has_ranks
         self._kill_reason = ""
         self._listening = False
         self._silent_s = 0.0
@@ -53,29 +56,31 @@ class LocalWorker:
         """Never: the server would have ended with its machine."""
 
     @classmethod
-    async def start(cls, warm: bool) -> LocalWorker:
+    async def start(cls, warm: bool, mpirun: Sequence[str] = ()) -> LocalWorker:
         """Starts a process, which reports when it is ready.
 
         Args:
             warm: Whether it loads every kernel first. Otherwise it loads only those that its job
                 needs, which is quicker where a job waits already.
+            mpirun: The command that starts it together with others; empty: it is alone.
 
         Returns:
             The process.
         """
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        python = (sys.executable, "-P", "-m")  # the working directory is no place to import from
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # the working directory is no place to import from
-            "-m",
+            *([*python, "treadle.server.jobs.executors.bound_command", *mpirun] if mpirun else []),
+            *python,
             "treadle.server.jobs.worker",
+            *(["--ranks"] if mpirun else []),
             *(["--warm"] if warm else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=worker_protocol.MAX_LINE_BYTES,
             env=environment,
         )
-        return cls(process)
+        return cls(process, bool(mpirun))
 
     @property
     def pid(self) -> int:
@@ -114,7 +119,8 @@ class LocalWorker:
         while self.alive:
             await asyncio.sleep(min(_LOOK_S, timeout_s / 4))
             if limit_bytes is not None:
-                taken = process_status.own_bytes(self.pid)
+                # Of several processes, each has the limit to itself: they are for several machines.
+                taken = max(map(process_status.own_bytes, self._family()))
                 if taken > process_memory.most_bytes(limit_bytes):
                     self.took_too_much = True
                     self.kill(f"took {taken:,} bytes of memory and was killed")
@@ -127,7 +133,7 @@ class LocalWorker:
                 if self._asked_s >= timeout_s:
                     self.kill(f"did not stop within {timeout_s:g} seconds and was killed")
                     return
-            busy_s = process_status.processor_seconds(self.pid)
+            busy_s = sum(map(process_status.processor_seconds, self._family()))
             quiet = self._listening and busy_s == self._busy_s
             self._busy_s = busy_s
             self._silent_s = self._silent_s + passed if quiet else 0.0
@@ -142,8 +148,16 @@ class LocalWorker:
             why: The reason, which follows "the training process" in messages.
         """
         self._kill_reason = self._kill_reason or why
+        others = self._family()[1:]
         with suppress(ProcessLookupError):
             self._process.kill()
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _family(self) -> list[int]:
+        """Returns the process and, where mpirun has started several, those on this machine."""
+        return process_status.with_descendants(self.pid) if self._has_ranks else [self.pid]
 
     async def receive(self) -> worker_protocol.Message:
         """Returns the next message of the process.
@@ -160,7 +174,14 @@ class LocalWorker:
             self._silent_s = 0.0
             if not line:
                 raise await self._death()
-            message = worker_protocol.decode(line)
+            try:
+                message = worker_protocol.decode(line)
+            except ValueError:
+                if not self._has_ranks:
+                    raise
+                # mpirun says there, too, why it ends.
+                logger.warning("mpirun: %s", line.decode("utf-8", "replace").strip())
+                continue
             if message["event"] != "alive":
                 return message
 
@@ -194,12 +215,14 @@ class WorkerPool:
 
     Args:
         standby: How many to keep ready.
+        mpirun: The command that starts the processes of a job with several nodes; empty: none does.
     """
 
     shares_threads = True
 
-    def __init__(self, standby: int) -> None:
+    def __init__(self, standby: int, mpirun: str = "") -> None:
         self._standby = standby
+        self._mpirun = shlex.split(mpirun)
         self._starting: list[asyncio.Task[Worker]] = []
         """Processes on standby, ready or starting."""
         self._all: set[Worker] = set()
@@ -221,7 +244,12 @@ class WorkerPool:
 
         Raises:
             StatusError: ABORTED: a new process did not get ready.
+            OSError: None could be started.
         """
+        if needs.nodes > 1 and self._mpirun:
+            return await self._start(warm=False, nodes=needs.nodes)
+        if needs.nodes > 1:  # it was accepted by an earlier server
+            logger.warning("job %s runs on one node: --mpirun is not given", needs.job)
         while self._starting:
             with suppress(StatusError, OSError):  # the log has it; another process is started below
                 worker = await self._starting.pop(0)
@@ -291,8 +319,9 @@ class WorkerPool:
             starting.add_done_callback(_log_failure)
             self._starting.append(starting)
 
-    async def _start(self, warm: bool) -> Worker:
-        worker = await LocalWorker.start(warm)
+    async def _start(self, warm: bool, nodes: int = 1) -> Worker:
+        mpirun = [*self._mpirun, "-n", str(nodes)] if nodes > 1 else []
+        worker = await LocalWorker.start(warm, mpirun)
         self._all.add(worker)
         looking = asyncio.create_task(worker.supervise(STOP_TIMEOUT_S))
         try:
