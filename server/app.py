@@ -131,7 +131,7 @@ class App:
         quotas = QuotaBook(authenticator.quotas_of)
 
         # Training: uploads become jobs, and jobs run in processes of their own.
-        self._workers: Executor = WorkerPool(config.standby_workers, config.mpirun)
+        self._workers = _executor(config)
         self._jobs = JobManager(
             self._data_dir,
             self._workers,
@@ -311,8 +311,9 @@ class App:
 
         Raises:
             AddressError: An address is taken or not of this machine.
-            SettingError: The address of health checks cannot be one.
+            SettingError: The address of health checks cannot be one, or no cluster answers.
         """
+        await self._workers.start()
         await self._set_health(_HEALTH.NOT_SERVING)
         certificate = self._certificate
         address = listen(
@@ -546,6 +547,15 @@ def _http_server(
         raise SettingError("http_address", fault) from None
     app = http_app(service, config, budget, is_ready, metrics_page)
     return HttpServer(app, certificate, ConnectionLimits(config.http_connection_limit))
+
+
+def _executor(config: ServerConfig) -> Executor:
+    """Returns what runs the processes of jobs."""
+    if config.executor == "ray":
+        from treadle.server.jobs.executors.ray_executor import RayExecutor
+
+        return RayExecutor(config.ray_address, config.min_free_bytes)
+    return WorkerPool(config.standby_workers, config.mpirun)
 
 
 def _start_tracing(config: ServerConfig) -> None:

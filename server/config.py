@@ -184,10 +184,18 @@ class ServerConfig:
     start."""
     max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
     """Bytes of memory that one training job may take, with its corpus. 0 stands for 80 % of the
-    memory at start less memory_budget, divided by training_slots."""
+    memory at start less memory_budget, divided by training_slots; on other machines (executor), for
+    all that they have."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))
     """Seconds of running after which a training job is stopped and its model stored; 0 never stops
     one."""
+    executor: str = "local"
+    """Where training jobs run: local, in processes of this machine; or ray, on the nodes of the Ray
+    cluster at ray_address, each on one that has as many CPUs free as there are threads, and the
+    bytes of max_training_bytes where that is given. Ray needs the extra `ray`."""
+    ray_address: str = "auto"
+    """Address of the Ray cluster for executor=ray: HOST:PORT, ray://HOST:PORT, or auto, which is
+    the cluster that this machine belongs to. The server starts no cluster."""
     standby_workers: int = field(default=1, metadata=_range(0, _THREADS))
     """Training processes that are kept ready, so that a short job need not wait for Python to
     start."""
@@ -352,6 +360,8 @@ class ServerConfig:
         """Returns the bytes of memory that one job may take; None: all there is."""
         if self.max_training_bytes:
             return self.max_training_bytes
+        if self.executor != "local":  # nobody knows where a job will run
+            return None
         memory = available_memory()
         if memory is None:
             return None
@@ -384,6 +394,15 @@ class ServerConfig:
         if self.inference_precision not in ("fp32", "int8"):
             fault = f"must be fp32 or int8, not {self.inference_precision!r}"
             raise SettingError("inference_precision", fault)
+        if self.executor not in ("local", "ray"):
+            raise SettingError("executor", f"must be local or ray, not {self.executor!r}")
+        if self.ray_address != "auto" and self.executor != "ray":
+            raise SettingError("ray_address", "needs --executor ray")
+        if self.mpirun and self.executor != "local":
+            fault = (
+                f"goes with --executor local, not with {self.executor}: a job has one node there"
+            )
+            raise SettingError("mpirun", fault)
         if self.log_level not in ("debug", "info", "warning", "error"):
             levels = "debug, info, warning or error"
             raise SettingError("log_level", f"must be {levels}, not {self.log_level!r}")

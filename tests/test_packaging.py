@@ -103,6 +103,7 @@ DISTRIBUTIONS = {
     "outlines_core": "outlines-core",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
+    "ray": "ray[client]",
     "rich": "rich",
     "safetensors": "safetensors",
     "shtab": "shtab",
@@ -130,7 +131,7 @@ def imported_modules(folder: str) -> set[str]:
     ("folder", "extras"),
     [
         ("client", ["cli"]),
-        ("server", ["server", "http", "oidc", "otel"]),
+        ("server", ["server", "http", "oidc", "otel", "ray"]),
         ("model", ["server", "bpe", "mpi"]),
         ("kernels", ["server"]),
     ],

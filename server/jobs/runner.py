@@ -214,7 +214,13 @@ class JobRunner:
         without = self._no_process_needed[job] = asyncio.Event()
         if job.leaving or self._leaving:
             without.set()
-        needs = JobNeeds(job.id, self._threads, self._limits.max_run_bytes, await _nodes(job))
+        needs = JobNeeds(
+            job.id,
+            job.row.fence,
+            self._threads,
+            self._limits.max_run_bytes,
+            await _nodes(job),
+        )
         taking = asyncio.create_task(self._workers.take(needs, partial(self._waits, job)))
         waiting = asyncio.create_task(without.wait())
         try:

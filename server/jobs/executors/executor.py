@@ -28,6 +28,8 @@ class JobNeeds:
 
     job: str
     """The job's id."""
+    fence: int
+    """The number of its holder, where several servers share their jobs; else 0."""
     threads: int
     """Threads that it uses."""
     memory_bytes: int | None
@@ -95,6 +97,13 @@ class Executor(Protocol):
 
     shares_threads: bool
     """Whether all workers are on one machine, so that running jobs share its threads."""
+
+    async def start(self) -> None:
+        """Gets ready to give workers.
+
+        Raises:
+            SettingError: A setting of the executor cannot be used.
+        """
 
     @property
     def count(self) -> int:

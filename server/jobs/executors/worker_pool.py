@@ -56,13 +56,17 @@ class LocalWorker:
         """Never: the server would have ended with its machine."""
 
     @classmethod
-    async def start(cls, warm: bool, mpirun: Sequence[str] = ()) -> LocalWorker:
+    async def start(
+        cls, warm: bool, mpirun: Sequence[str] = (), log: int | None = None
+    ) -> LocalWorker:
         """Starts a process, which reports when it is ready.
 
         Args:
             warm: Whether it loads every kernel first. Otherwise it loads only those that its job
                 needs, which is quicker where a job waits already.
             mpirun: The command that starts it together with others; empty: it is alone.
+            log: Where it writes its log, as a file descriptor or `PIPE`; None: where this process
+                writes its own.
 
         Returns:
             The process.
@@ -77,6 +81,7 @@ class LocalWorker:
             *(["--warm"] if warm else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=log,
             limit=worker_protocol.MAX_LINE_BYTES,
             env=environment,
         )
@@ -86,6 +91,11 @@ class LocalWorker:
     def pid(self) -> int:
         """The process' id."""
         return self._process.pid
+
+    @property
+    def log(self) -> asyncio.StreamReader | None:
+        """What it writes to its log, where `start` made a pipe for that."""
+        return self._process.stderr
 
     @property
     def alive(self) -> bool:
@@ -229,6 +239,9 @@ class WorkerPool:
         self._dismissed: set[Worker] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._refilling: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Does nothing: this machine is there."""
 
     @property
     def count(self) -> int:
