@@ -176,6 +176,9 @@ TABLES = {
 }
 """The columns of every table that a data directory uses, in their order."""
 
+SHARED_TABLES = ("versions", "replicas", "duties")
+"""The tables that only servers use that share a database."""
+
 ADDED: dict[str, int | str | float] = {
     "init_from_version": UNKNOWN_VERSION,
     "waits_for_bytes": 0,

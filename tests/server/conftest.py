@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services.postgresql import own_postgresql_server, postgresql_server, postgresql_url
+from services.postgresql import (
+    PostgresqlServer,
+    own_postgresql_server,
+    postgresql_server,
+    postgresql_url,
+)
 from services.s3 import own_s3_server, s3_server
+
+from treadle.server.storage.database import Database
+from treadle.server.storage.schema import SHARED_TABLES, TABLES
 
 from .harness import Caller, Server, tiny_spec
 from .tenants import CALLERS, Company
@@ -21,6 +29,31 @@ __all__ = [
     "postgresql_url",
     "s3_server",
 ]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of each engine."""
+    if request.param == "postgresql":
+        database = request.getfixturevalue("emptied_database")
+        for table in (*TABLES, *SHARED_TABLES):
+            database.engine.run(f"DELETE FROM {table}")
+        yield database
+        return
+    database = Database(tmp_path / "any.db")
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def emptied_database(postgresql_server: PostgresqlServer) -> Iterator[Database]:
+    """One database of PostgreSQL for all tests of `database`, which is quicker than new ones."""
+    from treadle.server.storage.database.postgresql.engine import PostgresqlEngine
+
+    url = postgresql_server.url(postgresql_server.new_database())
+    database = Database(PostgresqlEngine(url))
+    yield database
+    database.close()
 
 
 @pytest.fixture(scope="session")

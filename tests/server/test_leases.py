@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -18,13 +17,6 @@ LONG_S = 1000.0
 """A lease that outlasts every test."""
 OVER_S = -1.0
 """A lease that is over at once."""
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(tmp_path / "treadle.db")
-    yield database
-    database.close()
 
 
 def taken(row: JobRow | None) -> JobRow:

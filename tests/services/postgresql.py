@@ -149,10 +149,10 @@ class PostgresqlServer:
         return False
 
     def _ask(self, statement: str) -> None:
-        self._run(
-            *("psql", "-q", "-X", "-h", _LOCALHOST, "-p", str(self.port), "-U", _USER),
-            *("-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement),
-        )
+        import psycopg  # not where the tests that need it skip
+
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -15,7 +15,7 @@ from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES, Jo
 from treadle.server.storage.schema import COLUMNS, INSERT, SELECT, JobRow, read_row
 
 if TYPE_CHECKING:
-    from treadle.server.storage.database.engine import Engine
+    from treadle.server.storage.database.engine import Engine, Statements
 
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
@@ -61,7 +61,7 @@ class JobTable:
 
     def _add_job(self, row: JobRow, first: bytes) -> JobRow:
         with self._engine.transaction() as transaction:
-            earlier = self.job_of_request(row.owner, row.request_id)
+            earlier = _job_of_request(transaction, row.owner, row.request_id)
             if earlier is not None:
                 return earlier
             row = dataclasses.replace(row, last_sequence=1) if first else row
@@ -87,10 +87,7 @@ class JobTable:
             owner: The owner.
             request_id: The request id; no job has an empty one.
         """
-        if not request_id:
-            return None
-        where = "WHERE request_id = ? AND request_id != '' AND owner = ?"
-        return next(iter(self._jobs(where, request_id, owner)), None)
+        return _job_of_request(self._engine, owner, request_id)
 
     def jobs(
         self,
@@ -236,3 +233,11 @@ class JobTable:
 
     def _jobs(self, where: str, *values: object) -> list[JobRow]:
         return [read_row(row) for row in self._engine.rows(f"{SELECT} {where}", *values)]
+
+
+def _job_of_request(statements: Statements, owner: str, request_id: str) -> JobRow | None:
+    if not request_id:
+        return None
+    where = "WHERE request_id = ? AND request_id != '' AND owner = ?"
+    rows = statements.rows(f"{SELECT} {where}", request_id, owner)
+    return next((read_row(row) for row in rows), None)

@@ -1,0 +1,1 @@
+"""The engine of PostgreSQL, for servers that share one database: `--database-url`."""

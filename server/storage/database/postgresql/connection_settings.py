@@ -1,0 +1,51 @@
+"""`ConnectionSettings` is how connections to the database are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from treadle.server.failures import DatabaseError
+
+_DEFAULTS: dict[str, Any] = {
+    "application_name": "treadle",
+    "client_encoding": "UTF8",
+    "connect_timeout": 3,
+    # A machine that is gone without a word is noticed within half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""What holds where the URL does not say otherwise."""
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """How connections are made."""
+
+    parameters: dict[str, Any]
+    """The parameters of libpq, with the password."""
+    place: str
+    """The database, as messages name it: without a password."""
+
+    @classmethod
+    def of(cls, url: str) -> ConnectionSettings:
+        """Returns the settings of a URL.
+
+        Raises:
+            DatabaseError: It is malformed; the message does not repeat it.
+        """
+        try:
+            found = conninfo_to_dict(url)
+        except psycopg.Error:
+            raise DatabaseError(
+                "the URL of the database is malformed: write "
+                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for special characters"
+            ) from None
+        host = found.get("host") or found.get("hostaddr") or "localhost"
+        name = found.get("dbname") or found.get("user") or "treadle"
+        return cls({**_DEFAULTS, **found}, f"the database {name!r} at {host}")
