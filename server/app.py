@@ -108,6 +108,7 @@ class App:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        config.shares_storage()
         _start_tracing(config)
         self._state_keys = StateKeyFile(config)
         self._audit = AuditLog(config.audit_log, config.audit_log_bytes, config.audit_log_files)

@@ -49,6 +49,8 @@ _OWN_METAVARS = {
     "http_allow_origin": "ORIGINS",
     "public_services": "NAMES",
     "ray_address": "ADDRESS",
+    "blobs_url": "URL",
+    "database_url": "URL",
     "state_key_file": "FILE",
     "audit_log": "FILE",
     "callers_file": "FILE",
@@ -115,6 +117,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         parser.error("NUMBA_CPU_FEATURES must be of the form +avx2,-avx512f")
     if flags["repair"] and not flags["fsck"]:
         parser.error("--repair goes with --fsck")
+    if flags["fsck"] and config.database_url:
+        parser.error(
+            "--fsck checks a data directory, and with --database-url nothing that counts is there: "
+            "check PostgreSQL with pg_amcheck, and restore a backup of it and of --blobs-url"
+        )
     # Before NumPy is imported: its BLAS would start a thread for each processor, which nobody uses.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if flags["check_health"] is not None:

@@ -90,6 +90,8 @@ _SECONDS = 1e9
 """Thirty years."""
 _THREADS = 1024
 
+_DATABASE_SCHEMES = ("postgresql://", "postgres://")
+
 
 PUBLIC_SERVICES = {
     "health": {"health"},
@@ -152,6 +154,14 @@ class ServerConfig:
     data_dir: Path = field(default_factory=default_data_dir)
     """Directory of models, jobs and corpora; it is created if it is missing. Only one server at a
     time may use it."""
+    database_url: str = field(default="", repr=False)
+    """PostgreSQL database that several servers share, instead of a file in data_dir:
+    postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Goes with blobs_url. Needs the extra
+    `postgresql`."""
+    blobs_url: str = ""
+    """Store of models, checkpoints and corpora that several servers share, instead of data_dir:
+    s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, or file:///PATH for a folder that
+    all of them have mounted. Goes with database_url. Needs the extra `objectstore`."""
     threads: int = field(default_factory=available_cpus, metadata=_range(1, _THREADS))
     """Threads that running training jobs share, and as many again for inference. The default is the
     number of processors that this process may use."""
@@ -309,6 +319,24 @@ class ServerConfig:
     metrics_access: str = "admin"
     """Who may read /metrics where callers need a token: admin, callers with that role; public,
     everybody."""
+
+    def shares_storage(self) -> bool:
+        """Returns whether this server shares its data with others.
+
+        Raises:
+            MalformedSettingError: One of database_url and blobs_url comes without the other, or
+                the database is no PostgreSQL.
+        """
+        for name, other in (("database_url", "blobs_url"), ("blobs_url", "database_url")):
+            if getattr(self, name) and not getattr(self, other):
+                flag = "--" + other.replace("_", "-")
+                fault = f"comes without {flag}: servers share both or neither, so give {flag} too"
+                raise MalformedSettingError(name, fault)
+        # The URL itself is not repeated: it may hold a password.
+        if self.database_url and not self.database_url.startswith(_DATABASE_SCHEMES):
+            fault = "must begin with postgresql://"
+            raise MalformedSettingError("database_url", fault)
+        return bool(self.database_url)
 
     def state_key_bytes(self) -> bytes:
         """Returns the content of the file of secrets for session states; empty without a file.

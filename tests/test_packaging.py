@@ -97,6 +97,8 @@ DISTRIBUTIONS = {
     "jwt": "pyjwt[crypto]",
     "llvmlite": "numba",  # which pins its version
     "mpi4py": "mpi4py",
+    "obstore": "obstore",
+    "psycopg": "psycopg[binary]",
     "numba": "numba",
     "numpy": "numpy",
     "opentelemetry": "opentelemetry-sdk",
@@ -131,7 +133,7 @@ def imported_modules(folder: str) -> set[str]:
     ("folder", "extras"),
     [
         ("client", ["cli"]),
-        ("server", ["server", "http", "oidc", "otel", "ray"]),
+        ("server", ["server", "http", "objectstore", "oidc", "otel", "postgresql", "ray"]),
         ("model", ["server", "bpe", "mpi"]),
         ("kernels", ["server"]),
     ],

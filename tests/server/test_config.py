@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from treadle.server.cli import build_parser, field_docs, main, read_config
 from treadle.server.config import (
+    MalformedSettingError,
     ServerConfig,
     _cgroup_quota,
     available_cpus,
@@ -142,6 +144,15 @@ def test_wrong_settings_are_named(name: str, text: str, complaint: str) -> None:
         (["--data-dir", ""], "--data-dir is empty; give a value, or leave it out for the default"),
         (["--thread", "1"], "unrecognized arguments: --thread 1"),
         (["--repair"], "--repair goes with --fsck"),
+        (
+            ["--fsck", "--database-url", "postgresql://ann:secret@db/x"],
+            "--fsck checks a data directory, and with --database-url nothing that counts is there: "
+            "check PostgreSQL with pg_amcheck, and restore a backup of it and of --blobs-url",
+        ),
+        (
+            ["--database-ulr", "postgresql://ann:se@cret@db/x"],
+            "unrecognized arguments: --database-ulr postgresql://ann:********@db/x",
+        ),
         (["--check-health", ""], "--check-health is empty; give an address, or leave it out"),
     ],
 )
@@ -149,6 +160,34 @@ def test_a_wrong_flag_ends_with_2_and_one_line(words: list[str], complaint: str)
     done = run(*words)
     assert done.returncode == 2
     assert done.stderr == f"treadle-server: {complaint} (see `treadle-server --help`)\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            {"database_url": "postgresql://ann:secret@db/x"},
+            "--database-url comes without --blobs-url: servers share both or neither, so give "
+            "--blobs-url too",
+        ),
+        (
+            {"blobs_url": "s3://bucket/x"},
+            "--blobs-url comes without --database-url: servers share both or neither, so give "
+            "--database-url too",
+        ),
+        (
+            {"database_url": "mysql://ann:secret@db/x", "blobs_url": "s3://bucket/x"},
+            "--database-url must begin with postgresql://",
+        ),
+    ],
+)
+def test_shared_storage_is_a_database_and_a_store(settings: dict[str, Any], complaint: str) -> None:
+    config = ServerConfig(**settings)
+    with pytest.raises(MalformedSettingError, match=f"^{complaint}$"):
+        config.shares_storage()
+    assert "secret" not in repr(config)
+    assert not ServerConfig().shares_storage()
+    assert ServerConfig(database_url="postgresql:///x", blobs_url="s3://x").shares_storage()
 
 
 @pytest.mark.parametrize(

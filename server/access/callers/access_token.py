@@ -19,6 +19,8 @@ ID = re.compile(r"[0-9a-f]{16}")
 
 _TEXT = re.compile(rf"{PREFIX}({ID.pattern})_[0-9a-f]{{64}}")
 _SECRETS = re.compile(rf"({PREFIX}{ID.pattern}_)\w{{8,}}|\beyJ[\w-]{{8,}}\.[\w-]+\.[\w-]*")
+_PASSWORD = re.compile(r"(://[^\s:@/]*:)[^\s/]*(?=@)")
+"""The password in a URL."""
 _ID_BYTES = 8
 _SECRET_BYTES = 32
 
@@ -51,9 +53,10 @@ def read_access_token(text: str) -> AccessToken | None:
 
 
 def without_secrets(text: str) -> str:
-    """Returns a text in which no token can be read, for messages that repeat words of a command.
+    """Returns a text in which no token and no password can be read, for messages that repeat words.
 
     Args:
-        text: The text. JSON Web Tokens are hidden as well.
+        text: The text. JSON Web Tokens and passwords of URLs are hidden as well.
     """
+    text = _PASSWORD.sub(r"\1********", text)
     return _SECRETS.sub(lambda found: f"{found[1] or ''}********", text)

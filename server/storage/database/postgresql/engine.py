@@ -133,7 +133,7 @@ class PostgresqlEngine(Engine):
                 raise
 
     def check_structure(self) -> None:
-        """Does nothing: PostgreSQL checks its own pages, where it was told to."""
+        """Does nothing: PostgreSQL checks its own pages, where its cluster has checksums."""
 
     def listen(self) -> AsyncIterator[Change]:
         """Yields changes as they are made, by any server: see `listen` in `listener`."""

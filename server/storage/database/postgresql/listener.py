@@ -22,13 +22,13 @@ _QUIET_S = 5.0
 async def listen(settings: ConnectionSettings) -> AsyncIterator[Change]:
     """Yields changes until the connection ends.
 
-    The first one is ANYTHING, from which on none is missed.
+    The first one is ANYTHING, and every later change follows.
 
     Args:
         settings: How the connection is made.
 
     Raises:
-        DatabaseUnavailableError: The connection ended, or there is none.
+        DatabaseUnavailableError: The connection ended, or was not made.
         DatabaseError: The database failed.
     """
     connection: psycopg.AsyncConnection | None = None
