@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from treadle.client.score_stream import ScoredPieces, ScoreStream
     from treadle.client.session import Session
     from treadle.client.streaming import StreamPiece
+    from treadle.client.sweep.spec import SweepSpec
+    from treadle.client.sweep.sweep import Sweep, SweepEvent
+    from treadle.client.sweep.trial import Trial
     from treadle.client.training_run import TrainingRun
 
 __all__ = [
@@ -84,10 +87,14 @@ __all__ = [
     "ServerError",
     "Session",
     "StreamPiece",
+    "Sweep",
+    "SweepEvent",
+    "SweepSpec",
     "TokenFile",
     "TrainOptions",
     "TrainingRun",
     "TreadleError",
+    "Trial",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -120,6 +127,10 @@ _LATE = {
     "QuotaExceededError": "treadle.client.errors",
     "QuotaViolation": "treadle.client.errors",
     "StreamPiece": "treadle.client.streaming",
+    "Sweep": "treadle.client.sweep.sweep",
+    "SweepEvent": "treadle.client.sweep.sweep",
+    "SweepSpec": "treadle.client.sweep.spec",
+    "Trial": "treadle.client.sweep.trial",
     "ResourceExhaustedError": "treadle.client.errors",
     "ScoreOptions": "treadle.client.options",
     "ScoreStream": "treadle.client.score_stream",

@@ -6,8 +6,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, Unpack
 
 from treadle.client.access.bearer_token import TokenSource
 from treadle.client.access.credentials import Credentials
@@ -82,6 +83,10 @@ from treadle.v1.sequence_pb2 import (
     WatchJobRequest,
     WatchJobResponse,
 )
+
+if TYPE_CHECKING:
+    from treadle.client.sweep.spec import SweepSpec
+    from treadle.client.sweep.sweep import Sweep
 
 __all__ = ["DEFAULT_ADDRESS", "Client"]
 
@@ -267,6 +272,35 @@ class Client:
         """Calls WatchJob."""
         request = make_request(WatchJobRequest, job=job, after_sequence=after)
         return self._connection.stream(self._connection.stub.WatchJob, request, timeout_s)
+
+    def sweep(
+        self,
+        spec: SweepSpec | AnyPath | Mapping[str, Any],
+        *,
+        reconnect_s: float = RECONNECT_S,
+    ) -> Sweep:
+        """Trains a model with many settings, and finds the best ones.
+
+        Args:
+            spec: What to do: the path of a file in TOML (see docs/sweep.md), or the tables of one
+                as a dict, in which paths are relative to the current folder.
+            reconnect_s: How long to try to reconnect where the connection breaks, in seconds.
+
+        Returns:
+            The sweep: iterate over its events, or call `result()` for the trials, the best one
+            first. The same sweep, made again after an interruption, continues.
+
+        Raises:
+            InputError: A file cannot be read, or a key of it is at fault.
+        """
+        from treadle.client.sweep.spec_reader import load_spec, read_spec
+        from treadle.client.sweep.sweep import Sweep
+
+        if isinstance(spec, Mapping):
+            spec = read_spec(spec, Path())
+        elif isinstance(spec, str | os.PathLike):
+            spec = load_spec(spec)
+        return Sweep(self, spec, reconnect_s=reconnect_s)
 
     # ---------------------------------------------------------------- generation
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, TypedDict
 
 from treadle.client.errors import InputError
 from treadle.client.messages.tokens import AnyToken
+from treadle.v1.sequence_pb2 import TrainSpec
 
 UnknownPolicy: TypeAlias = Literal["error", "skip", "unknown"] | int
 """A word, or the number of a `treadle.v1.UnknownPolicy`."""
@@ -215,3 +216,22 @@ def without_alias(model: str) -> str:
     The server takes an alias or a version, not both.
     """
     return model.partition("@")[0]
+
+
+def option_home(option: str) -> tuple[str, str]:
+    """Returns the place of an option in a TrainSpec.
+
+    Returns:
+        The name of the part ("" for the spec itself) and the name of the field in it.
+
+    Raises:
+        InputError: There is no such option.
+    """
+    if option == "tokenizer":
+        return "tokenizer", "kind"
+    if option in TrainOptions.__annotations__:
+        for part in TrainSpec.DESCRIPTOR.fields:
+            if part.message_type and option in part.message_type.fields_by_name:
+                return part.name, option
+        return "", option
+    raise InputError(f"there is no training option {option!r}")

@@ -19,7 +19,7 @@ from treadle.client.files.corpus import (
 from treadle.client.files.format_detection import check_readable, format_of
 from treadle.client.files.paths import path_as_text
 from treadle.client.messages.fields import set_field
-from treadle.client.options import TrainOptions
+from treadle.client.options import TrainOptions, option_home
 from treadle.client.streaming import BackgroundRequests, Call
 from treadle.v1.sequence_pb2 import (
     TOKENIZER_KIND_BYTES,
@@ -56,7 +56,8 @@ def open_parts(corpora: Corpora) -> list[Part]:
     parts: list[Part] = []
     try:
         for head, file in zip(heads, files, strict=True):
-            parts.append(Part(head, open_corpus(file.data)))
+            data = b"" if file.sha256 else file.data  # nothing is sent of what is stored
+            parts.append(Part(head, open_corpus(data)))
     except InputError:
         close_parts(parts)
         raise
@@ -95,6 +96,7 @@ def _head(file: CorpusFile) -> FileHead:
     set_field(head, "role", file.role)
     if file.weight != 1:
         set_field(head, "weight", file.weight)
+    set_field(head, "sha256", file.sha256)
     return head
 
 
@@ -169,22 +171,3 @@ def make_spec(model: str, spec: TrainSpec | None, options: TrainOptions) -> Trai
         group, field = option_home(name)
         set_field(getattr(whole_spec, group) if group else whole_spec, field, value)
     return whole_spec
-
-
-def option_home(option: str) -> tuple[str, str]:
-    """Returns the place of an option in a TrainSpec.
-
-    Returns:
-        The name of the part ("" for the spec itself) and the name of the field in it.
-
-    Raises:
-        InputError: There is no such option.
-    """
-    if option == "tokenizer":
-        return "tokenizer", "kind"
-    if option in TrainOptions.__annotations__:
-        for part in TrainSpec.DESCRIPTOR.fields:
-            if part.message_type and option in part.message_type.fields_by_name:
-                return part.name, option
-        return "", option
-    raise InputError(f"there is no training option {option!r}")

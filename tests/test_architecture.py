@@ -34,7 +34,7 @@ PEER_WORKERS = {"pytorch.py", "pytorch_int8.py", "jax_scan.py", "onnx_runtime.py
 ALLOWED = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "model": {"mpi4py", "numpy", "outlines_core", "safetensors", "tokenizers"},
-    "client": {"grpc", "google.protobuf", "rich", "shtab", "tomlkit"},
+    "client": {"grpc", "google.protobuf", "optuna", "rich", "shtab", "tomlkit"},
     "v1": {"grpc", "google.protobuf"},
     "benchmarks": {
         *("numpy", "numba", "llvmlite", "google.rpc", "grpc", "grpc_health", "simpy"),
@@ -152,6 +152,16 @@ def test_displays_of_a_terminal_alone_import_rich() -> None:
         place(path, line, name)
         for path, line, name in imports("client")
         if top(name) == "rich" and path.parent.name != "terminal" and path.name != "console.py"
+    ]
+    assert wrong == []
+
+
+def test_the_sampler_of_sweeps_alone_imports_optuna() -> None:
+    """The bare client has none."""
+    wrong = [
+        place(path, line, name)
+        for path, line, name in imports("client")
+        if top(name) == "optuna" and path.name != "tpe_sampler.py"
     ]
     assert wrong == []
 

@@ -102,6 +102,7 @@ DISTRIBUTIONS = {
     "numba": "numba",
     "numpy": "numpy",
     "opentelemetry": "opentelemetry-sdk",
+    "optuna": "optuna",
     "outlines_core": "outlines-core",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
@@ -132,7 +133,7 @@ def imported_modules(folder: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("client", ["cli"]),
+        ("client", ["cli", "sweep"]),
         ("server", ["server", "http", "objectstore", "oidc", "otel", "postgresql", "ray"]),
         ("model", ["server", "bpe", "mpi"]),
         ("kernels", ["server"]),

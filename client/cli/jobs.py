@@ -115,7 +115,7 @@ def run_list(args: argparse.Namespace, console: Console) -> None:
         if output_format(args) != "table":
             print_rows(jobs, PLAIN_COLUMNS, output_format(args), console)
             return
-        rows = [(*_row(job), tags_text(job)) for job in jobs]
+        rows = [(*_row(job), tags_text(job, brief=True)) for job in jobs]
     if any(row[-1] for row in rows):
         print_table(console, (*HEAD, "tags"), rows, left=3, cut=1, drop=(len(HEAD), *DROP))
     elif rows:
@@ -190,9 +190,21 @@ def loss_text(job: Job) -> str:
     return f"{number_text(job.progress.train_loss)} train"
 
 
-def tags_text(job: Job) -> str:
-    """Writes a job's tags, sorted by name: "sweep=names trial=7"; empty without any."""
-    return " ".join(f"{name}={value}" for name, value in sorted(job.spec.tags.items()))
+def tags_text(job: Job, *, brief: bool = False) -> str:
+    """Writes a job's tags, sorted by name.
+
+    Args:
+        job: The job.
+        brief: Whether to leave out those with a slash in their name, which are for programs.
+
+    Returns:
+        The tags: "sweep=names trial=7"; empty without any.
+    """
+    return " ".join(
+        f"{name}={value}"
+        for name, value in sorted(job.spec.tags.items())
+        if not (brief and "/" in name)
+    )
 
 
 def age_text(seconds: float) -> str:

@@ -27,6 +27,7 @@ from treadle.client.errors import NotFoundError, ServerError, TreadleError
 COMMANDS = {
     "run": ("local.run", "train on a file and talk with the model, in one step"),
     "train": ("train", "train a model on a file, or on several"),
+    "sweep": ("sweep.command", "train a model with many settings, and find the best ones"),
     "jobs": ("jobs", "list, show, cancel, pause, resume or delete training jobs"),
     "watch": ("watch", "watch a job"),
     "curve": ("curve", "draw the losses of a job"),

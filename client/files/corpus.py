@@ -38,6 +38,9 @@ class CorpusFile:
     """Its use: training, validation only, or the test at the end only."""
     weight: float = 1.0
     """Training files: how often an epoch reads it, above 0 to 100."""
+    sha256: str = ""
+    """Its SHA-256 in hexadecimal digits, if the server has stored it for this caller already. It is
+    not sent again then, and `data` only gives it a name."""
 
 
 Corpora = Corpus | CorpusFile | Sequence[CorpusFile]

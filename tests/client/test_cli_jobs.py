@@ -328,14 +328,19 @@ class TestJobs:
 
     def test_tags(self, server: FakeServer, service: FakeService, jobs: list[str]) -> None:
         words = ["train", "-", "--model", "m", "--detach", "--tag", "team=a=b", "--tag", "run="]
+        words += ["--tag", "for/programs=yes"]
         job = out(server.address, *words, data=b"hello").strip()
-        assert dict(service.jobs[job].spec.tags) == {"team": "a=b", "run": ""}
+        assert dict(service.jobs[job].spec.tags) == {
+            "for/programs": "yes",
+            "run": "",
+            "team": "a=b",
+        }
         head, row = out(server.address, "jobs", "--tag", "team=a=b", "--tag", "run=").splitlines()
         assert (head.split()[-1], row.split()[0]) == ("tags", job)
         assert row.endswith("  run= team=a=b")
         assert "tags" not in out(server.address, "jobs", "--model", STUCK)
         shown = out(server.address, "jobs", "show", job)
-        assert "tags      run= team=a=b" in shown.splitlines()
+        assert "tags      for/programs=yes run= team=a=b" in shown.splitlines()
         assert out(server.address, "jobs", "--tag", "team=c") == "no such jobs\n"
         for wrong in ("team", "=a"):
             sentence = complaint(run(server.address, "jobs", "--tag", wrong), 2)

@@ -13,6 +13,7 @@ from .fake import FakeServer
 HEAVY = (
     "numpy",
     "numba",
+    "optuna",
     "rich",
     "shtab",
     "tomlkit",

@@ -21,8 +21,9 @@ from treadle.client.options import (
     ScoreOptions,
     ScoreStreamOptions,
     TrainOptions,
+    option_home,
 )
-from treadle.client.upload import make_spec, option_home
+from treadle.client.upload import make_spec
 from treadle.v1 import sequence_pb2 as v1
 
 

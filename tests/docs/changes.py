@@ -78,6 +78,8 @@ EDITS = [
     Edit("docs/client.md", "--max-epochs 2", "--max-steps 20", _SHORTER),
     Edit("docs/client.md", "--max-epochs 1\n", "--max-steps 20\n", _SHORTER),
     Edit("docs/operations.md", "pip install '.[server]'\n", "", _INSTALLED),
+    Edit("docs/sweep.md", "trials = 12", "trials = 2", _SHORTER),
+    Edit("docs/sweep.md", "max_steps = 300", "max_steps = 10", _SHORTER),
     Edit("docs/openai.md", "pip install openai\n", "", _INSTALLED),
     Edit("docs/operations.md", "/run/treadle/socket", "$PWD/socket", _ELSEWHERE),
     Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),

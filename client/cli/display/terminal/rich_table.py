@@ -30,9 +30,11 @@ STATE_STYLES = {
     "succeeded": "green",
     "failed": "bold red",
     "cancelled": "dim",
+    "pruned": "dim",
+    "refused": "bold red",
     "damaged": "bold red",
 }
-"""The style of a cell that is a state of a job, or of a model."""
+"""The style of a cell that is a state of a job, of a trial or of a model."""
 
 SURPRISAL_STYLES = ((1.0, "green"), (2.5, ""), (5.0, "yellow"), (8.0, "red"))
 """Surprisals in nats, each with the style of the tokens below it."""

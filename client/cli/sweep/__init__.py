@@ -1,0 +1,1 @@
+"""The command `treadle sweep` and its displays."""

@@ -1,0 +1,1 @@
+"""The display of `treadle sweep` on a terminal."""

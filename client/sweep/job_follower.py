@@ -1,0 +1,157 @@
+"""`JobFollower` reads the events of a sweep's jobs in threads, and puts them into one queue."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from treadle.client.errors import NotFoundError, ServerError, TreadleError, UnavailableError
+from treadle.v1.sequence_pb2 import (
+    JOB_STATE_CANCELLED,
+    JOB_STATE_FAILED,
+    JOB_STATE_SUCCEEDED,
+    Job,
+    JobEvent,
+)
+
+if TYPE_CHECKING:
+    from treadle.client.training_run import TrainingRun
+
+_FINAL = (JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED)
+
+_AGAIN_S = 1.0
+"""Seconds before a job that sends no events, such as a paused one, is looked at again."""
+
+_FIRST_PAUSE_S = 0.1
+_LAST_PAUSE_S = 5.0
+"""The pause between two tries doubles from first to last, in seconds."""
+
+_TRIES = 20
+"""How often the last events of a job are asked for, which a server with a damaged disk may lack."""
+
+_READERS = 4
+"""How many jobs that have ended are read at the same time."""
+
+Result = TypeVar("Result")
+
+
+class Watcher(Protocol):
+    """The part of a `Client` that follows jobs."""
+
+    def watch(
+        self, job: str, after: int = 0, *, reconnect_s: float = 0.0, timeout_s: float | None = None
+    ) -> TrainingRun:
+        """Follows a job."""
+
+    def get_job(self, job: str) -> Job:
+        """Describes a job."""
+
+
+class Update(NamedTuple):
+    """What a follower has learned about the job of a trial."""
+
+    trial: int
+    """The number of the trial."""
+    job: str
+    news: JobEvent | Job | TreadleError
+    """An event; the job itself, when it has ended or sends no events; or why it is followed no
+    more, a `NotFoundError` if it was deleted."""
+
+
+class JobFollower:
+    """Follows jobs until they end, also across lost connections.
+
+    Args:
+        client: The connection.
+        reconnect_s: How long to try to reconnect, in seconds.
+    """
+
+    def __init__(self, client: Watcher, reconnect_s: float) -> None:
+        self._client = client
+        self._reconnect_s = reconnect_s
+        self._closing = threading.Event()
+        self._readers = ThreadPoolExecutor(_READERS, "sweep-reader")
+        self.updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        """What was learned, in the order in which it arrived."""
+
+    def follow(self, trial: int, job: Job) -> None:
+        """Begins to follow a job, from its first event on."""
+        if job.state in _FINAL:
+            self._readers.submit(self._follow, trial, job.id)
+        else:
+            threading.Thread(
+                target=self._follow, args=(trial, job.id), name=f"sweep-{trial}", daemon=True
+            ).start()
+
+    def close(self) -> None:
+        """Stops following; the jobs continue."""
+        self._closing.set()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """Makes a call, and again while the server cannot be reached.
+
+        Args:
+            call: Makes the call; making it twice must do no harm.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            ServerError: It failed, or the server could not be reached for too long.
+        """
+        end: float | None = None
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except ServerError as error:
+                if not (error.broken or isinstance(error, UnavailableError)):
+                    raise
+                now = time.monotonic()
+                end = now + self._reconnect_s if end is None else end
+                if now >= end or self._closing.wait(min(pause, end - now)):
+                    raise
+                pause = min(2 * pause, _LAST_PAUSE_S)
+
+    def _follow(self, trial: int, job: str) -> None:
+        """Puts every event of a job into the queue once, and at last the job itself."""
+        after = 0
+        tries = 0
+        while not self._closing.is_set():
+            try:
+                before = after
+                after = self._watch(trial, job, before)
+                found = self.patiently(lambda: self._client.get_job(job))
+            except TreadleError as error:
+                self.updates.put(Update(trial, job, error))
+                return
+            tries = tries + 1 if after == before else 0
+            is_complete = found.last_sequence <= after or tries >= _TRIES
+            if found.state not in _FINAL:
+                self.updates.put(Update(trial, job, found))
+                self._closing.wait(_AGAIN_S)
+            elif is_complete:
+                self.updates.put(Update(trial, job, found))
+                return
+            else:
+                self._closing.wait(_FIRST_PAUSE_S)
+
+    def _watch(self, trial: int, job: str, after: int) -> int:
+        """Reads the events of a job until the call ends; returns the number of the last one."""
+        run = self._client.watch(job, after, reconnect_s=0.0)
+        try:
+            with run:
+                for event in run:
+                    self.updates.put(Update(trial, job, event))
+                    if self._closing.is_set():
+                        break
+        except NotFoundError:
+            raise
+        except ServerError:
+            pass  # the job says how it ended, or it is watched again
+        return run.last_sequence

@@ -1,0 +1,89 @@
+"""`Sampler` chooses the settings of a trial; `make_sampler` returns that of a sweep's method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice, product
+from typing import Protocol
+
+from treadle.client.sweep.median_rule import MedianRule
+from treadle.client.sweep.search_space import Value, share_of
+from treadle.client.sweep.spec import SweepSpec
+from treadle.client.sweep.trial import Trial
+
+
+class Sampler(Protocol):
+    """Chooses settings, and says which trials are hopeless; both only from what it is given."""
+
+    def choose(
+        self, number: int, settled: Sequence[Trial], pending: Sequence[Trial]
+    ) -> Mapping[str, Value]:
+        """Returns the settings of a trial.
+
+        Args:
+            number: Its number, from 1.
+            settled: The trials whose results count, in their order.
+            pending: The later trials before it, whose results do not count yet.
+        """
+
+    def is_hopeless(self, trial: Trial, validations: int, settled: Sequence[Trial]) -> bool:
+        """Returns whether a trial is to be stopped.
+
+        Args:
+            trial: The trial.
+            validations: How many of its validations count.
+            settled: The trials that it is compared with.
+        """
+
+
+class PlainSampler:
+    """Chooses settings by a grid or at random.
+
+    Args:
+        spec: The sweep.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec = spec
+        self._rule = MedianRule(spec.prune_after_trials, spec.prune_after_validations)
+        self._grid: list[dict[str, Value]] = []
+        if spec.method == "grid":
+            rows = product(*(values.grid() for values in spec.search.values()))
+            self._grid = [
+                dict(zip(spec.search, row, strict=True)) for row in islice(rows, spec.trials)
+            ]
+
+    def choose(
+        self, number: int, settled: Sequence[Trial], pending: Sequence[Trial]
+    ) -> Mapping[str, Value]:
+        """Returns the settings of a trial, whatever the others were."""
+        if self._grid:
+            return self._grid[number - 1]
+        return {
+            name: values.at(share_of(self._spec.seed, number, name))
+            for name, values in self._spec.search.items()
+        }
+
+    def is_hopeless(self, trial: Trial, validations: int, settled: Sequence[Trial]) -> bool:
+        """Returns whether the rule of medians stops a trial."""
+        metric = self._spec.metric
+        own = [each.value(metric) for each in trial.validations[:validations]]
+        others = [
+            [each.value(metric) for each in other.counted]
+            for other in settled
+            if other.state == "succeeded"
+        ]
+        return self._rule.is_hopeless(own, others)
+
+
+def make_sampler(spec: SweepSpec) -> Sampler:
+    """Returns what chooses the settings of a sweep.
+
+    Raises:
+        InputError: The sweep needs a package that is not installed.
+    """
+    if spec.method != "tpe":
+        return PlainSampler(spec)
+    from treadle.client.sweep.tpe_sampler import TpeSampler
+
+    return TpeSampler(spec)

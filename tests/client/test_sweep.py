@@ -1,0 +1,422 @@
+"""A sweep against a server in this process: it can be left at any event and continued."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treadle.client.errors import (
+    InputError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
+from treadle.client.sweep.median_rule import MedianRule
+from treadle.client.sweep.results_csv import results_csv
+from treadle.client.sweep.spec import SweepSpec
+from treadle.client.sweep.spec_reader import read_spec
+from treadle.client.sweep.sweep import Sweep, SweepEvent
+from treadle.client.sweep.trial import Trial, TrialState, Validation, ranked
+from treadle.v1 import sequence_pb2 as v1
+
+from .fake_sweep_server import FakeSweepServer, refused
+
+METHODS = ["grid", "random", "tpe"]
+
+
+def losses(options: Mapping[str, Any]) -> list[float]:
+    """Made-up losses, best near a learning rate of 0.01 and with many hidden units."""
+    distance = abs(math.log10(options["learning_rate"]) + 2)
+    end = 1.0 + distance + 8 / options["hidden_size"]
+    return [end + (1.0 + distance) / (place + 1) for place in range(5)]
+
+
+def sweep_spec(folder: Path, method: str = "random", **changes: Any) -> SweepSpec:
+    """A sweep of 12 trials."""
+    (folder / "corpus.txt").write_text("hello hello")
+    if method == "tpe":
+        pytest.importorskip("optuna", reason="the extra [sweep] is not installed")
+    rate: dict[str, Any] = {"min": 0.0001, "max": 1.0, "scale": "log"}
+    if method == "grid":
+        rate["points"] = 4
+    tables = {
+        "sweep": {
+            "name": "s",
+            "model": "m",
+            "method": method,
+            "trials": 12,
+            "parallel": 3,
+            "alias": "best",
+            **({"startup_trials": 4} if method == "tpe" else {}),
+        },
+        "files": {"train": "corpus.txt"},
+        "train": {"max_steps": 50},
+        "search": {"learning_rate": rate, "hidden_size": [8, 16, 32]},
+    }
+    return replace(read_spec(tables, folder), **changes)
+
+
+def run_whole(server: FakeSweepServer, spec: SweepSpec) -> tuple[list[SweepEvent], Sweep]:
+    with Sweep(server, spec, reconnect_s=0.0) as sweep:
+        return list(sweep), sweep
+
+
+def table(sweep: Sweep) -> str:
+    return results_csv(sweep.ranked(), sweep.spec)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sweep_ranks_its_trials_and_names_the_best_model(tmp_path: Path, method: str) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path, method)
+    events, sweep = run_whole(server, spec)
+    assert len(sweep.trials) == server.submissions == 12
+    assert server.most_open <= 3
+    assert server.uploads == 1
+    best = sweep.ranked()[0]
+    assert sweep.best() == best
+    assert best.value("best_valid_loss") == min(
+        losses(options)[-1] for options in server.options.values()
+    )
+    assert server.aliases == {("m", "best"): best.version}
+    assert [event.kind for event in events[-2:]] == ["finished", "alias"]
+    pruned = [trial for trial in sweep.ranked() if trial.state == "pruned"]
+    assert pruned
+    assert sweep.ranked()[-len(pruned) :] == pruned
+    for trial in pruned:
+        assert trial.best("best_valid_loss") == trial.counted[-1]
+        assert len(trial.counted) == trial.pruned_after < 5
+    assert {job.spec.request_id for job in server.by_id.values()} == {
+        f"sweep/s/{number}" for number in range(1, 13)
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_sweep_left_at_any_event_continues_to_the_same_results(
+    tmp_path: Path, method: str, parallel: int
+) -> None:
+    """While nobody follows them, its jobs continue by a random number of steps."""
+    spec = sweep_spec(tmp_path, method, parallel=parallel)
+    _, whole = run_whole(FakeSweepServer(losses), spec)
+    generator = random.Random(7)
+    for _ in range(6):
+        server = FakeSweepServer(losses)
+        is_done = False
+        while not is_done:
+            with Sweep(server, spec, reconnect_s=0.0) as sweep:
+                left = generator.randrange(1, 160)
+                for event in sweep:
+                    left -= 1
+                    is_done = event.kind == "alias"
+                    if not left:
+                        break
+            for job in list(server.by_id):
+                for _ in range(generator.randrange(4)):
+                    server.advance(job)
+        assert server.submissions == 12
+        _, again = run_whole(server, spec)
+        assert server.submissions == 12
+        assert table(again) == table(whole)
+        # What comes in any order is which number a version gets, and not which trial is the best.
+        best = again.best()
+        assert best is not None
+        assert server.aliases == {("m", "best"): best.version}
+        assert best.number == whole.ranked()[0].number
+
+
+def test_two_at_once_share_the_jobs(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    with Sweep(server, spec) as one, Sweep(server, spec) as two:
+        for _ in range(400):
+            next(one, None)
+            next(two, None)
+        one.result()
+        two.result()
+        assert server.submissions == 12
+        assert table(one) == table(two)
+
+
+def test_another_spec_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    run_whole(server, spec)
+    others = {
+        "[sweep]": replace(spec, seed=5),
+        "[train]": replace(spec, train={"max_steps": 51}),
+        "[search]": replace(spec, search={"learning_rate": spec.search["learning_rate"]}),
+    }
+    for part, other in others.items():
+        with pytest.raises(InputError) as caught:
+            run_whole(server, other)
+        assert str(caught.value) == (
+            f"sweep 's' has 12 jobs of another file: {part} differ; take another name, or restore "
+            "the file to continue"
+        )
+    (tmp_path / "corpus.txt").write_text("another text")
+    with pytest.raises(InputError, match=r"another file: \[files\] differ"):
+        run_whole(server, spec)
+    assert server.submissions == 12
+
+
+def test_more_trials_another_alias_and_tags_continue_the_sweep(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    run_whole(server, spec)
+    more = replace(spec, trials=15, alias="top", tags={"team": "x"}, max_time_s=1e12)
+    _, sweep = run_whole(server, more)
+    assert server.submissions == 15
+    assert len(sweep.trials) == 15
+    assert ("m", "top") in server.aliases
+    _, whole = run_whole(FakeSweepServer(losses), more)
+    assert table(sweep) == table(whole)
+    # With fewer ones, what is there still counts.
+    _, fewer = run_whole(server, spec)
+    assert table(fewer) == table(whole)
+
+
+def test_a_deleted_job_is_submitted_again(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    _, whole = run_whole(server, spec)
+    gone = next(job.id for job in server.by_id.values() if job.spec.tags["trial"] == "5")
+    del server.by_id[gone]
+    _, again = run_whole(server, spec)
+    assert server.submissions == 13
+    assert table(again) == table(whole)
+
+
+def test_jobs_that_only_have_its_tag_are_no_trials(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    train: Any = server.train
+    train([], model="m", tags={"sweep": "s", "trial": "1"}, learning_rate=0.1, hidden_size=8)
+    train([], model="m", tags={"sweep": "s"}, request_id="x", learning_rate=0.1, hidden_size=8)
+    _, sweep = run_whole(server, spec)
+    assert len(sweep.trials) == 12
+    assert server.submissions == 14
+
+
+def test_a_corpus_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    with Sweep(server, sweep_spec(tmp_path)) as sweep:
+        (tmp_path / "corpus.txt").write_text("changed")
+        with pytest.raises(InputError, match="has changed while the sweep ran: restore it"):
+            next(sweep)
+
+
+def test_refused_trials_are_ranked_last_and_do_not_end_the_sweep(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    server.refuse = lambda options: refused("too small") if options["hidden_size"] == 8 else None
+    spec = sweep_spec(tmp_path, "grid")
+    events, sweep = run_whole(server, spec)
+    states = [trial.state for trial in sweep.ranked()]
+    assert states[-4:] == ["refused"] * 4
+    assert server.submissions == 8
+    assert [event.text for event in events if event.kind == "refused"] == ["too small"] * 4
+    _, again = run_whole(server, spec)
+    assert table(again) == table(sweep)
+
+
+def test_a_sweep_of_which_every_trial_is_refused_ends_with_the_reason(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    server.refuse = lambda options: refused("max_steps must be more")
+    for trials in (3, 12):
+        with pytest.raises(InvalidArgumentError, match="max_steps must be more"):
+            run_whole(server, sweep_spec(tmp_path, trials=trials))
+
+
+def test_a_full_server_is_asked_again(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    asked = 0
+
+    def refuse(options: Mapping[str, Any]) -> Exception | None:
+        nonlocal asked
+        asked += 1
+        if asked % 4 == 0:
+            return ResourceExhaustedError(
+                "the queue is full", code="RESOURCE_EXHAUSTED", retry_delay_s=0.01
+            )
+        return None
+
+    server.refuse = refuse
+    events, sweep = run_whole(server, sweep_spec(tmp_path))
+    assert len(sweep.trials) == 12
+    (first, *_) = [event for event in events if event.kind == "waiting"]
+    assert first.text == "the server takes no job now: the queue is full"
+
+
+def test_an_error_of_the_server_ends_the_sweep(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    server.refuse = lambda options: InternalError("out of order", code="INTERNAL")
+    with pytest.raises(InternalError, match="out of order"):
+        run_whole(server, sweep_spec(tmp_path))
+
+
+def test_the_time_limit_cancels_what_runs_and_begins_nothing(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    with Sweep(server, spec) as sweep:
+        while len(sweep.trials) < 3:
+            next(sweep)
+    # The jobs are years old, so that any limit has passed.
+    _, late = run_whole(server, replace(spec, max_time_s=60.0))
+    assert server.submissions == 3
+    assert not [job for job in server.by_id.values() if job.state == v1.JOB_STATE_RUNNING]
+    assert {trial.state for trial in late.ranked()} <= {"succeeded", "cancelled"}
+
+
+def test_cancel_ends_open_jobs_alone(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    with Sweep(server, spec) as sweep:
+        while sum(trial.is_over for trial in sweep.trials.values()) < 2 or len(sweep.trials) < 5:
+            next(sweep)
+    still_open = {job.id for job in server.by_id.values() if job.state == v1.JOB_STATE_RUNNING}
+    with Sweep(server, spec) as other:
+        assert {trial.job for trial in other.cancel()} == still_open
+        assert other.cancel() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_pruning_every_trial_comes_to_its_end(tmp_path: Path, method: str) -> None:
+    _, sweep = run_whole(FakeSweepServer(losses), sweep_spec(tmp_path, method, prune=False))
+    assert {trial.state for trial in sweep.ranked()} == {"succeeded"}
+
+
+def test_tpe_learns_from_earlier_trials(tmp_path: Path) -> None:
+    """With time to learn it finds better settings than chance, and with another seed others."""
+    spec = sweep_spec(tmp_path, "tpe", trials=40, prune=False, parallel=1)
+    _, sweep = run_whole(FakeSweepServer(losses), spec)
+    rates = [float(sweep.trials[number].parameters["learning_rate"]) for number in range(1, 41)]
+    distances = [abs(math.log10(rate) + 2) for rate in rates]
+    assert sum(distances[20:]) / 20 < sum(distances[:4]) / 4
+    _, other = run_whole(FakeSweepServer(losses), replace(spec, seed=9))
+    assert table(other) != table(sweep)
+
+
+def test_tpe_without_optuna_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(sweep_spec(tmp_path), method="tpe")
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(InputError, match=r"needs Optuna: run `pip install '\.\[sweep\]'"):
+        Sweep(FakeSweepServer(losses), spec)
+
+
+def test_values_that_are_no_numbers_rank_last(tmp_path: Path) -> None:
+    def diverging(options: Mapping[str, Any]) -> list[float]:
+        return losses(options) if options["learning_rate"] < 0.1 else [math.nan] * 5
+
+    for method in METHODS:
+        _, sweep = run_whole(FakeSweepServer(diverging), sweep_spec(tmp_path, method, parallel=1))
+        order = sweep.ranked()
+        bad = [trial for trial in order if float(trial.parameters["learning_rate"]) >= 0.1]
+        assert bad
+        assert {trial.number for trial in order[-len(bad) :]} == {trial.number for trial in bad}
+        assert all(trial.value("best_valid_loss") is None for trial in bad)
+
+
+# ------------------------------------------------------------------- its parts
+
+
+def trial(number: int, state: TrialState, *values: float, **fields: Any) -> Trial:
+    validations = [Validation(10 * place, value, None) for place, value in enumerate(values, 1)]
+    made = Trial(number, {}, state=state, validations=validations, **fields)
+    if state == "pruned":
+        made.pruned_after = len(values)
+    return made
+
+
+def test_ranks() -> None:
+    """Equal values: the earlier trial. Stopped ones follow all others that have a value."""
+    order = [
+        trial(4, "cancelled", 3.0, 0.5),
+        trial(2, "succeeded", 1.0),
+        trial(7, "succeeded", 1.0, 2.0),
+        trial(9, "succeeded", 1.5),
+        trial(3, "pruned", 0.1),
+        trial(8, "pruned", 0.1),
+        trial(1, "failed"),
+        trial(5, "refused"),
+        trial(6, "succeeded", math.nan, math.inf),
+    ]
+    shuffled = list(order)
+    random.Random(3).shuffle(shuffled)
+    assert [each.number for each in ranked(shuffled, "best_valid_loss")] == [
+        each.number for each in order
+    ]
+
+
+def test_metrics() -> None:
+    done = trial(1, "succeeded", 3.0, 2.0, 2.5, stored_loss=2.25)
+    assert (done.value("best_valid_loss"), done.value("valid_loss")) == (2.0, 2.25)
+    assert done.value("bits_per_character") is None
+    done.validations = [Validation(1, 3.0, 4.0), Validation(2, 2.0, 5.0)]
+    assert done.value("bits_per_character") == 4.0
+    assert trial(2, "succeeded", 1.0).value("valid_loss") is None
+    stopped = trial(3, "pruned", 3.0, 2.0)
+    stopped.validations.append(Validation(30, 1.0, None))
+    assert stopped.value("valid_loss") == stopped.value("best_valid_loss") == 2.0
+
+
+def test_the_rule_of_medians() -> None:
+    rule = MedianRule(after_trials=3, after_validations=1)
+    others = [[5.0, 4.0, 1.0], [5.0, 3.0, 1.0], [5.0, 2.0, 9.0], [5.0]]
+    assert not rule.is_hopeless([9.0], others)  # too early
+    assert not rule.is_hopeless([9.0, 9.0], others[1:])  # too few to compare with
+    assert not rule.is_hopeless([9.0, 3.0], others)  # just the median
+    assert rule.is_hopeless([9.0, 3.1], others)
+    assert not rule.is_hopeless([2.0, 9.0], others)  # its best counts
+    assert rule.is_hopeless([math.nan, math.nan], others)
+    assert not rule.is_hopeless([9.0, 9.0, 9.0, 9.0], others)  # nobody came so far
+
+
+def test_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
+    values = ["=HYPERLINK(1)", "+1", "-1", "@a", 'a,"b"\n', "ä", "plain", "\tx"]
+    tables = {
+        "sweep": {"name": "s", "model": "m", "method": "grid"},
+        "files": {"train": "corpus.txt"},
+        "search": {"init_from": values, "dropout": [0.5], "tied_weights": [True]},
+    }
+    (tmp_path / "corpus.txt").write_text("a")
+    spec = read_spec(tables, tmp_path)
+    trials = [
+        Trial(number, {"init_from": value, "dropout": 0.5, "tied_weights": True})
+        for number, value in enumerate(values, start=1)
+    ]
+    trials[0].validations = [Validation(3, 0.1 + 0.2, None)]
+    head, *rows = csv.reader(io.StringIO(results_csv(trials, spec)))
+    assert head == [
+        "rank",
+        "trial",
+        "state",
+        "best_valid_loss",
+        "best_step",
+        "last_step",
+        "init_from",
+        "dropout",
+        "tied_weights",
+    ]
+    assert rows[0][3:6] == ["0.30000000000000004", "3", "3"]
+    assert rows[1][3:6] == ["", "", ""]
+    assert [row[6] for row in rows] == [
+        "'=HYPERLINK(1)",
+        "'+1",
+        "'-1",
+        "'@a",
+        'a,"b"\n',
+        "ä",
+        "plain",
+        "'\tx",
+    ]
+    assert rows[0][7:] == ["0.5", "true"]
