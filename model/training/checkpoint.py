@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,27 @@ def saved_config(path: str | os.PathLike[str]) -> TrainConfig | None:
     """
     checkpoint = read(path)
     return None if checkpoint is None else _config(checkpoint)
+
+
+def settled_config(asked: TrainConfig, path: str | os.PathLike[str]) -> TrainConfig:
+    """Returns the settings that continue a stored run: those that its start settled.
+
+    A checkpoint that cannot be read is ignored here; the error comes when the run is restored.
+
+    Args:
+        asked: The settings as they were given at first; returned where there is no checkpoint.
+        path: The path given to `write`.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    with suppress(LoadError):
+        saved = saved_config(path)
+        if saved is not None:
+            # The model keeps the tokenizer's policy as requested, also after a restart.
+            policy = asked.tokenizer.unknown_policy
+            return replace(saved, tokenizer=replace(saved.tokenizer, unknown_policy=policy))
+    return asked
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:

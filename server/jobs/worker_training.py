@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from treadle.model.data.corpus import CorpusFile
 from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
 from treadle.model.scratch_files import ScratchFolder
-from treadle.model.training.checkpoint import saved_config
+from treadle.model.training.checkpoint import settled_config
 from treadle.model.warmup.groups import KernelGroup
 from treadle.server.access.request_id import log_to_stderr, set_logged_trace, set_request_id
 from treadle.server.failures import NoSpaceError, is_full
@@ -323,7 +322,7 @@ def _prepare(
         CorpusFile(Path(file["path"]), file["name"], CorpusRole(file["role"]), file["weight"])
         for file in job["files"]
     ]
-    config = _config(job, directory / STATE_FILE)
+    config = settled_config(TrainConfig.from_json(job["config"]), directory / STATE_FILE)
     init = directory / INIT_FILE if job["init_from"] else None
     reserved = job["reserved_bytes"]
     space = DiskSpace(directory, job["min_free_bytes"], lambda: reserved)
@@ -348,19 +347,6 @@ def _prepare(
         replies.send(event="restarted", reason=f"the job starts over: {error}")
         trainer = make()
     return trainer
-
-
-def _config(job: worker_protocol.Message, state: Path) -> TrainConfig:
-    """Returns the settings, those that the first start settled where there was one."""
-    asked = TrainConfig.from_json(job["config"])
-    with suppress(LoadError):  # reported when the checkpoint is restored
-        saved = saved_config(state)
-        if saved is not None:
-            # The model keeps the tokenizer's policy as requested, also after a restart.
-            policy = asked.tokenizer.unknown_policy
-            tokenizer = dataclasses.replace(saved.tokenizer, unknown_policy=policy)
-            return dataclasses.replace(saved, tokenizer=tokenizer)
-    return asked
 
 
 def _send_progress(replies: Replies, progress: Progress) -> None:

@@ -51,6 +51,8 @@ class Ranks:
         """How many processes there are."""
         self.host = socket.gethostname()
         """The machine of this process."""
+        self.on_this_host = 1
+        """How many of the processes are on this machine."""
         self.is_broken = False
         """Whether an exchange failed midway, so that nothing can be exchanged any more."""
 

@@ -60,6 +60,7 @@ def join() -> Ranks | None:
     code = [source_digest(Path(module.__file__ or "")) for module in (network, optimizers)]
     ours = (version("treadle"), code, platform.python_version_tuple()[:2], sys.byteorder)
     known = ranks.exchange_objects((ranks.host, ours))
+    ranks.on_this_host = sum(host == ranks.host for host, _ in known)
     odd = sorted({host for host, theirs in known if theirs != known[0][1]})
     if odd:
         raise PackageError(

@@ -1,0 +1,1 @@
+"""Training by a command, without a server: `treadle-train`, on one machine or on many."""

@@ -1,0 +1,187 @@
+"""`treadle-train`: its file, its exit codes, and that runs continue, on any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mpirun import ENVIRONMENT, MPIRUN, needs_mpi
+
+from treadle.model import Model
+from treadle.model.errors import PackageError
+from treadle.model.training.ranks.join import join
+from treadle.server.resources.process_status import with_descendants
+from treadle.server.standalone.command import main
+from treadle.server.standalone.spec_file import SpecFileError, read_spec_file
+
+from .harness import PATIENCE_S, TEXT, is_running, wait_for
+
+COMMAND = [sys.executable, "-P", "-m", "treadle.server.standalone.command"]
+
+SPEC = """
+seed = 7
+[files]
+train = "corpus.txt"
+[data]
+batch_size = 40
+window = 8
+[network]
+cell = "gru"
+hidden_size = 12
+[limits]
+max_steps = 700
+[report]
+progress_interval_s = 0.1
+validation_interval_steps = 300
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    (tmp_path / "corpus.txt").write_bytes(TEXT * 20)
+    path = tmp_path / "spec.toml"
+    path.write_text(SPEC)
+    return path
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def weights(path: Path) -> bytes:
+    return Model.load(path).parameters.flat.tobytes()
+
+
+@contextmanager
+def started(spec: Path, ranks: int, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the command, and kills it in the end."""
+    words = [*COMMAND, str(spec), "--output", str(output), "--checkpoint-interval-s", "0.05"]
+    words += ["--threads", "1"]
+    prefix = [str(MPIRUN), "-n", str(ranks)] if ranks > 1 else []
+    process = subprocess.Popen(
+        [*prefix, *words],
+        env=os.environ | ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        family = with_descendants(process.pid) if process.poll() is None else []
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+
+
+def finish(spec: Path, ranks: int, output: Path) -> None:
+    """Runs the command to its end."""
+    with started(spec, ranks, output) as process:
+        assert process.wait(PATIENCE_S) == 0
+    assert not output.with_name(f"{output.name}.checkpoint").exists()
+
+
+def checkpoint_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.checkpoint") / "state.safetensors"
+
+
+@pytest.mark.jit
+def test_an_interrupted_run_continues_to_the_same_bits(spec: Path, tmp_path: Path) -> None:
+    finish(spec, 1, tmp_path / "whole")
+    output = tmp_path / "model"
+    with started(spec, 1, output) as process:
+        wait_for(checkpoint_of(output).exists)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    assert checkpoint_of(output).exists()
+    assert not output.exists()
+    finish(spec, 1, output)
+    assert weights(output) == weights(tmp_path / "whole")
+
+
+@pytest.mark.jit
+@needs_mpi
+def test_a_killed_rank_ends_the_run_which_continues_on_other_ranks(
+    spec: Path, tmp_path: Path
+) -> None:
+    finish(spec, 1, tmp_path / "whole")
+    output = tmp_path / "model"
+    with started(spec, 3, output) as process:
+        wait_for(checkpoint_of(output).exists)
+        family = with_descendants(process.pid)
+        os.kill(family[-1], signal.SIGKILL)
+        assert process.wait(PATIENCE_S) != 0
+    wait_for(lambda: not any(map(is_running, family)))
+    assert not output.exists()
+    finish(spec, 2, output)
+    assert weights(output) == weights(tmp_path / "whole")
+
+
+@pytest.mark.jit
+def test_auto_and_json(spec: Path, tmp_path: Path) -> None:
+    text = '{"files": {"train": ["corpus.txt"]}, "preset": "auto", "limits": {"max_time_s": 0.5}}'
+    path = written(tmp_path / "auto.json", text)
+    done = subprocess.run(
+        [*COMMAND, str(path), "--output", str(tmp_path / "auto"), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert '"event":"started"' in lines[0]
+    assert lines[-1] == f'{{"event":"saved","output":"{tmp_path / "auto"}"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("x = 1", "[files] is missing"),
+        ("[files]\ntrain = 'none.txt'", "files.train names"),
+        ("[files]\nvalid = 'corpus.txt'", "files.train is missing"),
+        ("[files]\nother = 'corpus.txt'", "files.other is no role"),
+        ("[files]\ntrain = 5", "files.train must be a path"),
+        ("hiden_size = 3\n[files]\ntrain = 'corpus.txt'", "hiden_size is no field"),
+        ("[files]\ntrain = 'corpus.txt'\n[network]\nhiden_size = 3", "network.hidden_size?"),
+        ("[files]\ntrain = 'corpus.txt'\n[network]\ncell = 'x'", "network.cell must be rnn"),
+        ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = 1.5", "a whole number"),
+        ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = true", "a whole number"),
+        ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = -1", "network.layers cannot be -1"),
+        ("network = 5\n[files]\ntrain = 'corpus.txt'", "network must be a table"),
+        ("request_id = 'a'\n[files]\ntrain = 'corpus.txt'", "is for a server"),
+        ("= 5", "is not TOML"),
+    ],
+)
+def test_a_fault_of_the_file_is_named(
+    text: str, fault: str, spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(spec, text)
+    with pytest.raises(SpecFileError) as caught:
+        read_spec_file(spec)
+    assert fault in str(caught.value)
+    assert main([str(spec), "--output", "model"]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_a_setting_at_fault_is_named_as_in_the_file(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(spec, SPEC.replace("hidden_size = 12", "hidden_size = 100000000"))
+    assert main([str(spec), "--output", str(tmp_path / "model")]) == 2
+    assert "network.hidden_size must be" in capsys.readouterr().err
+    assert main([str(written(spec, SPEC))]) == 2
+    assert "has no key `model`" in capsys.readouterr().err
+
+
+def test_mpirun_needs_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert join() is None
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(PackageError, match="its extra `mpi`"):
+        join()
