@@ -20,7 +20,7 @@ from treadle.server.telemetry.server_state import READINGS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-OVERLAYS = ("single", "replicas")
+OVERLAYS = ("single", "replicas", "ray")
 OLDEST = "1.27"
 """The first Kubernetes whose probes know gRPC."""
 
@@ -238,7 +238,64 @@ def test_a_kustomization_with_anything_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 def test_manifests_fit_the_published_schemas(objects: Objects, version: str) -> None:
     for item in objects.values():
+        if item["kind"] == "RayCluster":
+            continue  # no published schema here has it: see the next test
         kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_pods_of_the_ray_cluster_fit_the_schemas_and_the_restricted_standard() -> None:
+    """Of a RayCluster, which KubeRay defines, these are the parts that Kubernetes knows."""
+    pods = _ray_pods()
+    assert set(pods) == {"ray-head", "ray-worker"}
+    for name, template in pods.items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **template}
+        for version in (OLDEST, kubernetes_validate.latest_version()):
+            kubernetes_validate.validate(pod, version, strict=True)
+        _check_restricted(template["spec"])
+        assert {volume["name"] for volume in template["spec"]["volumes"]} == {"tmp"}
+        [container] = template["spec"]["containers"]
+        ports = {port["containerPort"] for port in container["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["tcpSocket"]["port"] in ports
+
+
+def test_the_server_and_the_ray_cluster_agree() -> None:
+    objects = OBJECTS["ray"]
+    settings = SETTINGS["ray"]
+    assert settings["TREADLE_EXECUTOR"] == "ray"
+    cluster = objects["RayCluster/treadle-ray"]
+    service = f"{cluster['metadata']['name']}-head-svc"  # as KubeRay names it
+    [head, worker] = _ray_pods().values()
+    ports = {port["name"]: port["containerPort"] for port in head["spec"]["containers"][0]["ports"]}
+    assert settings["TREADLE_RAY_ADDRESS"] == f"ray://{service}:{ports['client']}"
+    images = {pod["spec"]["containers"][0]["image"] for pod in (head, worker)}
+    assert images == {_container(objects)["image"]}
+    cpus = worker["spec"]["containers"][0]["resources"]["limits"]["cpu"]
+    assert int(settings["TREADLE_THREADS"]) <= int(cpus), "no node could run a job"
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_nobody_but_the_server_reaches_the_ray_cluster() -> None:
+    """Ray asks nobody who they are, and runs what they send."""
+    policy = OBJECTS["ray"]["NetworkPolicy/treadle-ray"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    allowed = [
+        selector["podSelector"]["matchLabels"]
+        for rule in policy["ingress"]
+        for selector in rule["from"]
+    ]
+    assert allowed == [{"ray.io/cluster": "treadle-ray"}, {"app.kubernetes.io/name": "treadle"}]
+    server = OBJECTS["ray"]["NetworkPolicy/treadle"]["spec"]
+    [names, head] = server["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert head["to"][0]["podSelector"]["matchLabels"]["ray.io/cluster"] == "treadle-ray"
+
+
+def _ray_pods() -> dict[str, dict[str, Any]]:
+    """Returns the templates of the pods of the Ray cluster by the names of their containers."""
+    spec = OBJECTS["ray"]["RayCluster/treadle-ray"]["spec"]
+    templates = [group["template"] for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]]
+    return {template["spec"]["containers"][0]["name"]: template for template in templates}
 
 
 def test_the_schemas_find_a_wrong_field() -> None:
@@ -251,15 +308,19 @@ def test_the_schemas_find_a_wrong_field() -> None:
 def test_the_pod_fits_the_restricted_standard(objects: Objects) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/"""
     spec = _pod(objects)["spec"]
+    _check_restricted(spec)
+    kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
+
+
+def _check_restricted(spec: dict[str, Any]) -> None:
     assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(spec)
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
-    kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
-    assert kinds <= {"persistentVolumeClaim", "emptyDir", "secret"}
-    container = _container(objects)
+    [container] = spec["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -273,7 +334,8 @@ def test_a_single_server_keeps_its_data_and_replicas_do_not() -> None:
     for overlay, objects in OBJECTS.items():
         [data] = [volume for volume in _pod(objects)["spec"]["volumes"] if volume["name"] == "data"]
         [kinds[overlay]] = data.keys() - {"name"}
-    assert kinds == {"single": "persistentVolumeClaim", "replicas": "emptyDir"}
+    claim = "persistentVolumeClaim"
+    assert kinds == {"single": claim, "replicas": "emptyDir", "ray": claim}
     single = OBJECTS["single"]["Deployment/treadle"]["spec"]
     assert single["replicas"] == 1
     assert single["strategy"] == {"type": "Recreate"}
@@ -384,7 +446,9 @@ def test_compose_publishes_on_this_machine_alone(service: dict[str, Any]) -> Non
     assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(SETTINGS) if name not in REPLICAS])
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(SETTINGS) if name not in (*REPLICAS, "ray")]
+)
 def test_every_variable_is_a_setting(name: str) -> None:
     names = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ServerConfig)}
     assert {variable for variable in SETTINGS[name] if variable[:8] == "TREADLE_"} <= names
