@@ -7,23 +7,26 @@
 # machine. docs/security.md shows how to serve a network, with TLS and tokens, and docs/scale.md how
 # to run several servers on one database: what that needs is in the image.
 #
+# `docker build --build-arg LOCK=ray.lock -t treadle-ray .` makes the image for jobs on a Ray cluster.
+#
 # Both stages keep the environment at the same path, because its programs name the path of their
 # Python.
 
 FROM docker.io/library/python:3.11-slim-bookworm AS build
 
+ARG LOCK=image.lock
 ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 
 # Packages come from locks with their hashes, as wheels, so that nothing else is installed and no
 # code of theirs runs. What builds and lists stays in /opt/build; the image gets /opt/treadle.
-COPY requirements/build.lock requirements/image.lock requirements/
+COPY requirements/build.lock requirements/$LOCK requirements/
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --no-deps --only-binary :all: \
         --requirement requirements/build.lock \
     && python -m venv --without-pip /opt/treadle \
     && /opt/build/bin/pip --python /opt/treadle/bin/python install --require-hashes --no-deps \
-        --only-binary :all: --requirement requirements/image.lock
+        --only-binary :all: --requirement "requirements/$LOCK"
 
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
@@ -64,6 +67,8 @@ RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /data --shell /usr/s
     && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.11/ensurepip \
         /usr/local/lib/python3.11/site-packages/*
 COPY --from=build /opt/treadle /opt/treadle
+# KubeRay starts Ray from a login shell, which sets PATH to the folders of the system.
+RUN if [ -e /opt/treadle/bin/ray ]; then ln -s /opt/treadle/bin/ray /usr/local/bin/ray; fi
 
 ENV PATH=/opt/treadle/bin:$PATH \
     HOME=/tmp \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes image.lock and build.lock: what the image is built from, each package with its version
-# and the hashes of its wheels. `make lock` calls this.
+# Writes image.lock, ray.lock and build.lock: what the images are built from, each package with its
+# version and the hashes of its wheels. `make lock` calls this.
 #
 # Versions that a lock has already stay, unless pyproject.toml excludes them. `lock.sh --upgrade`
 # takes the newest of all, `lock.sh --upgrade-package NAME` that of one. Needs uv and a network.
@@ -19,17 +19,28 @@ compile() {
         --only-binary :all: --generate-hashes --custom-compile-command 'make lock' "$@"
 }
 
+# Locks the extras given, beginning with the versions that another lock has. One lock for both kinds
+# of processor: the same versions must have wheels for both.
+lock() {
+    local name=$1
+    shift
+    compile x86_64 "${options[@]}" pyproject.toml "$@" \
+        --override requirements/overrides.txt --output-file "requirements/$name"
+    cp "requirements/$name" "$scratch/$name"
+    compile aarch64 pyproject.toml "$@" \
+        --override requirements/overrides.txt --output-file "$scratch/$name"
+    diff "requirements/$name" "$scratch/$name" >&2 \
+        || { echo "lock.sh: aarch64 needs other packages than x86_64 (above)" >&2; exit 1; }
+}
+
+options=("$@")
 extras=(--extra server --extra bpe --extra cli --extra http --extra objectstore --extra oidc \
     --extra otel --extra postgresql)
-compile x86_64 "$@" pyproject.toml "${extras[@]}" \
-    --override requirements/overrides.txt --output-file requirements/image.lock
+lock image.lock "${extras[@]}"
 
-# One lock for both kinds of processor: the same versions must have wheels for both.
-cp requirements/image.lock "$scratch/image.lock"
-compile aarch64 pyproject.toml "${extras[@]}" \
-    --override requirements/overrides.txt --output-file "$scratch/image.lock"
-diff requirements/image.lock "$scratch/image.lock" >&2 \
-    || { echo "lock.sh: aarch64 needs other packages than x86_64 (above)" >&2; exit 1; }
+# The image for jobs on a Ray cluster has the same versions, and those that Ray needs besides.
+[ -e requirements/ray.lock ] || cp requirements/image.lock requirements/ray.lock
+lock ray.lock "${extras[@]}" --extra ray --constraint requirements/image.lock
 
 # What builds Treadle's wheel and lists what the image contains; none of it is in the image.
 python3 - >"$scratch/build.in" <<'PYTHON'
@@ -41,4 +52,4 @@ tools = pyproject["project"]["optional-dependencies"]["dev"]
 print(*pyproject["build-system"]["requires"], sep="\n")
 print(*[tool for tool in tools if tool.startswith("cyclonedx-bom")], sep="\n")
 PYTHON
-compile x86_64 "$@" - --output-file requirements/build.lock <"$scratch/build.in"
+compile x86_64 "${options[@]}" - --output-file requirements/build.lock <"$scratch/build.in"

@@ -142,13 +142,24 @@ def test_a_changed_requirement_needs_a_new_lock(
     ]
 
 
-@pytest.mark.parametrize("name", ["image.lock", "build.lock"])
+@pytest.mark.parametrize("name", ["image.lock", "ray.lock", "build.lock"])
 def test_a_lock_names_packages_with_hashes_and_nothing_else(name: str) -> None:
     """Neither a package without a hash, nor an option, nor where this machine finds packages."""
     text = lock_text(name)
     assert len(read_lock(name)) > 10
     assert _ENTRY.sub("", text) == ""
     assert "://" not in (REQUIREMENTS / name).read_text("utf-8")
+
+
+def test_the_image_for_ray_has_the_same_versions_and_ray(lock: dict[str, Locked]) -> None:
+    """Other versions of NumPy or Numba could give other bits on the nodes than on the server."""
+    with_ray = read_lock("ray.lock")
+    assert {name: with_ray[name].version for name in lock} == {
+        name: locked.version for name, locked in lock.items()
+    }
+    assert with_ray["ray"].is_direct
+    cluster = (ROOT / "deploy" / "kubernetes" / "ray" / "cluster.yaml").read_text("utf-8")
+    assert f'rayVersion: "{with_ray["ray"].version}"' in cluster
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -79,7 +79,7 @@ def limits(formulas: Formulas) -> list[Limit]:
         Limit(
             "news of events",
             news,
-            "each event is a NOTIFY that goes to every server, and commits that tell are one at "
+            "each event is a NOTIFY that goes to every server, and commits that notify are one at "
             "a time",
             "progress every 10 s; then a database for each group of machines",
             {"event_interval_s": 10.0},

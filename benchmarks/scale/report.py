@@ -155,15 +155,17 @@ def ranks_text(formulas: Formulas) -> str:
 
 def comparison_text(found: Sequence[Comparison]) -> str:
     """Returns formulas next to the simulation, and why they differ where they do."""
-    rows = [["", "formula", "simulation", "difference", ""]]
+    rows = [["", "formula", "simulation", "+-", "difference", ""]]
     notes = []
     for each in found:
         formula = f"{figure(each.formula)} {each.unit}".strip()
         simulation = f"{figure(each.simulation)} {each.unit}".strip()
-        rows.append([each.name, formula, simulation, f"{each.difference:+.1%}", ""])
+        error = "" if math.isnan(each.error) else figure(each.error)
+        rows.append([each.name, formula, simulation, error, f"{each.difference:+.1%}", ""])
         if abs(each.difference) > NOTABLE:
-            notes.append(f"{each.name}: {each.why}")
-    text = f"Formulas and the simulation\n\n{lined_up(rows)}"
+            chance = "chance: within two standard errors"
+            notes.append(f"{each.name}: {chance if each.is_chance else each.why}")
+    text = f"Formulas and the simulation (+-: the standard error of one run)\n\n{lined_up(rows)}"
     return text + "".join(f"\n  {note}" for note in notes)
 
 

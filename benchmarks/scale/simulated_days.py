@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 
-from treadle.benchmarks.scale.comparison import Comparison
+from treadle.benchmarks.scale.comparison import Comparison, standard_error
 from treadle.benchmarks.scale.constants import Constants
 from treadle.benchmarks.scale.formulas import Formulas, queue_wait_s
 from treadle.benchmarks.scale.job_simulation import JobSettings, JobSimulation
@@ -64,6 +64,7 @@ def compare_failures(jobs: int, seed: int) -> list[Comparison]:
             formulas.takeover_s(),
             statistics.mean(record.takeovers_s),
             "moments without a free machine",
+            standard_error(record.takeovers_s),
         ),
         Comparison(
             "work that a failure takes",
@@ -71,6 +72,7 @@ def compare_failures(jobs: int, seed: int) -> list[Comparison]:
             formulas.lost_s(),
             statistics.mean(record.losses_s),
             "jobs that end, or fail again, before their next checkpoint",
+            standard_error(record.losses_s),
         ),
         Comparison(
             "start to end of a job, in units of its work",
@@ -118,7 +120,8 @@ def compare_queue(jobs: int, seed: int) -> list[Comparison]:
             "s",
             queue_wait_s(rate, job_s, machines),
             statistics.mean(quiet.waits_s),
-            "chance: waits of one busy hour resemble each other, so that 20,000 jobs are few",
+            "no reason is known",
+            standard_error(quiet.waits_s),
         ),
         Comparison(
             "the same, each machine away for 60 s after 3000 s",
@@ -127,6 +130,7 @@ def compare_queue(jobs: int, seed: int) -> list[Comparison]:
             statistics.mean(failed.waits_s),
             "the formula slows all machines a little where single ones are away, and then the "
             "others get their jobs at once",
+            standard_error(failed.waits_s),
         ),
     ]
 
@@ -207,7 +211,8 @@ def compare_sessions(scale: float, seed: int) -> list[Comparison]:
             "",
             moved_texts(settings),
             record.moved,
-            "chance: some 27 replicas fail in such a day, each with 16 texts or so",
+            "no reason is known",
+            math.sqrt(moved_texts(settings) * rule.target),
         ),
         Comparison(
             "texts of a replica at the worst moment",

@@ -46,8 +46,8 @@ class Workload:
     """Seconds after which a server renews all its leases, by one statement."""
     look_interval_s: float = 1.0
     """Seconds after which a server with a free slot looks at the queue."""
-    connections_per_machine: float = 4.0
-    """Connections of a server to PostgreSQL, one of which listens."""
+    connections_per_machine: float = 9.0
+    """The most connections of a server to PostgreSQL, one of which listens."""
 
     # Machines.
     cores: float = 8.0

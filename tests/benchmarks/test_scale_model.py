@@ -11,10 +11,12 @@ import pytest
 
 from treadle.benchmarks import scale_model
 from treadle.benchmarks.scale import measure_blobs, measure_database
+from treadle.benchmarks.scale.comparison import Comparison, standard_error
 from treadle.benchmarks.scale.constants import Constants, Measured
 from treadle.benchmarks.scale.formulas import Formulas, erlang_c, queue_wait_s
 from treadle.benchmarks.scale.job_simulation import JobSettings, JobSimulation
 from treadle.benchmarks.scale.limits import Limit, limits, machines_then
+from treadle.benchmarks.scale.report import comparison_text
 from treadle.benchmarks.scale.session_simulation import (
     AutoscalerRule,
     SessionSettings,
@@ -225,6 +227,17 @@ def test_the_queue_waits_as_long_as_the_formula_says() -> None:
     )
     waits = JobSimulation(steady).run().waits_s
     assert sum(waits) / len(waits) == pytest.approx(queue_wait_s(0.03, 60.0, 3), rel=0.15)
+
+
+def test_chance_and_a_reason_differ() -> None:
+    alternating = [0.0, 1.0] * 1000
+    assert standard_error(alternating) == pytest.approx(0)
+    blocks = [float(number // 100 % 2) for number in range(2000)]
+    assert standard_error(blocks) == pytest.approx(0.115, abs=0.002)
+    assert math.isnan(standard_error([1.0]))
+    assert Comparison("", "", 10.0, 11.0, "a reason", 0.5).is_chance
+    reasoned = Comparison("a wait", "s", 10.0, 11.0, "a reason", 0.1)
+    assert "a wait: a reason" in comparison_text([reasoned])
 
 
 def test_the_parts_of_an_operation_are_told_apart() -> None:
