@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,26 +90,24 @@ class PostgresqlServer:
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Ends the server and all connections: SIGINT in order, SIGQUIT as in a crash."""
         process = self._process
-        self._process = None
         if process is None:
             return
-        os.killpg(process.pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
         process.send_signal(how)
         try:
             process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            self._signal_all(signal.SIGKILL)
             process.wait(_PATIENCE_S)
+        self._process = None
 
     def freeze(self) -> None:
         """Stops its processes, which keep their connections and answer nothing."""
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Lets its processes continue."""
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal_all(signal.SIGCONT)
 
     def remove(self) -> None:
         """Ends the server and removes its folder."""
@@ -136,7 +135,6 @@ class PostgresqlServer:
                 stderr=log,
                 cwd="/",
                 user=self._account,
-                start_new_session=True,  # a group of its own, for `freeze`
             )
         end = time.monotonic() + _PATIENCE_S
         while time.monotonic() < end:
@@ -147,6 +145,16 @@ class PostgresqlServer:
                 return True
             time.sleep(0.05)
         return False
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Sends a signal to the server and to the process of each connection."""
+        assert self._process is not None
+        self._process.send_signal(number)  # first, so that there are no new ones
+        main = self._process.pid
+        with suppress(FileNotFoundError):
+            for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
     def _ask(self, statement: str) -> None:
         import psycopg  # not where the tests that need it skip

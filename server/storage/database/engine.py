@@ -7,7 +7,7 @@ an attribute of the engine.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -74,6 +74,10 @@ class Engine(Statements):
         Raises:
             DatabaseError: Pages are damaged. A row with an invalid value is no error here.
         """
+
+    def listen(self) -> AsyncGenerator[Change, None] | None:
+        """Returns the changes that any server makes from now on; None: nobody else makes any."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

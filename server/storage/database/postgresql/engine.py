@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
@@ -135,8 +135,8 @@ class PostgresqlEngine(Engine):
     def check_structure(self) -> None:
         """Does nothing: PostgreSQL checks its own pages, where its cluster has checksums."""
 
-    def listen(self) -> AsyncIterator[Change]:
-        """Yields changes as they are made, by any server: see `listen` in `listener`."""
+    def listen(self) -> AsyncGenerator[Change, None]:
+        """Returns the changes that any server makes from now on: see `listener`."""
         return listen(self._settings)
 
     def _migrate(self) -> None:
@@ -210,11 +210,16 @@ def _bring_up_to_date(connection: BoundedConnection, place: str) -> None:
         )
     for number in range(version + 1, SCHEMA_VERSION + 1):
         for statement in migrations.statements(number):
-            connection.execute(_TYPE.sub(lambda found: _TYPES[found[0]], statement).encode())
+            connection.execute(as_postgresql(statement))
     if not rows:
         connection.execute("INSERT INTO treadle_schema VALUES (%s)", [SCHEMA_VERSION])
     elif version < SCHEMA_VERSION:
         connection.execute("UPDATE treadle_schema SET version = %s", [SCHEMA_VERSION])
+
+
+def as_postgresql(statement: str) -> bytes:
+    """Returns a statement of a migration with the types of PostgreSQL."""
+    return _TYPE.sub(lambda found: _TYPES[found[0]], statement).encode()
 
 
 @lru_cache(maxsize=1024)

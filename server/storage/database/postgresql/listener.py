@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import psycopg
 
@@ -19,13 +19,16 @@ _QUIET_S = 5.0
 """Seconds without a notification after which the connection is tried."""
 
 
-async def listen(settings: ConnectionSettings) -> AsyncIterator[Change]:
+async def listen(settings: ConnectionSettings) -> AsyncGenerator[Change, None]:
     """Yields changes until the connection ends.
 
     The first one is ANYTHING, and every later change follows.
 
     Args:
         settings: How the connection is made.
+
+    Yields:
+        The changes.
 
     Raises:
         DatabaseUnavailableError: The connection ended, or was not made.
