@@ -26,8 +26,8 @@ ANYTHING = Change(ChangeKind.ANYTHING)
 class ChangeFeed:
     """The changes that any server makes, this one included.
 
-    While the database does not announce them, ANYTHING comes once a second instead: whoever waits
-    for a change looks for it then.
+    While the database announces none, ANYTHING comes once a second instead, so that those who wait
+    for a change look for it then.
 
     Args:
         database: The database. One that is not shared has no changes.
