@@ -15,7 +15,13 @@ from treadle.kernels.logit_edits import PROMPT
 from treadle.model.generation.beam_search import BeamSearch
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.decoding_batch import DecodingBatch
-from treadle.model.generation.output import GenerateResult, OutputOptions, Piece, StopReason
+from treadle.model.generation.output import (
+    GenerateResult,
+    OutputOptions,
+    Piece,
+    ResumePoint,
+    StopReason,
+)
 from treadle.model.generation.sampling import resolve_sampling
 from treadle.model.generation.sequence import Sequence
 from treadle.model.network.prefill import read_tokens
@@ -93,6 +99,8 @@ class PreparedPrompt:
         if seed is None:
             seed = self.before.seed
             self._position = self.before.position
+        self.chooses_seed = seed is None
+        """Whether the seed is drawn here, since neither the settings nor the state have one."""
         self._seed = secrets.randbits(64) if seed is None else seed
         self.after = self.before
         """The state after the prompt, once it is read."""
@@ -201,6 +209,11 @@ class PreparedPrompt:
                 yield Piece(stream.push(ids), scored, None)
         self.after = scorer.state
 
+    @property
+    def seed(self) -> int:
+        """The seed of text 0."""
+        return self._seed
+
     @cached_property
     def _counts(self) -> Ints | None:
         """The counts (2, V) of tokens in earlier text and the prompt, where penalties need them."""
@@ -240,6 +253,22 @@ class PreparedPrompt:
         """
         return Sequence(
             self._network, self.sampling, self.begun(index), self.tokens, output, self._deadline
+        )
+
+    def resumed(self, point: ResumePoint, output: OutputOptions) -> Sequence:
+        """Returns the rest of a text that another sequence with the same settings has begun.
+
+        The prompt is not needed for it.
+
+        Args:
+            point: Where to continue from.
+            output: What to report in addition to the text.
+        """
+        begun = self._network.beginning(point.state)
+        if self.sampling.counts and begun.counts is None:
+            begun = replace(begun, counts=np.zeros((2, self._network.vocabulary_size), np.int32))
+        return Sequence(
+            self._network, self.sampling, begun, self.tokens, output, self._deadline, point
         )
 
     def beam_search(self, count: int, output: OutputOptions) -> BeamSearch:

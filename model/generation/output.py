@@ -47,6 +47,20 @@ class GenerateResult:
 
 
 @dataclass(frozen=True)
+class ResumePoint:
+    """A place in a text from which another sequence continues it exactly."""
+
+    state: SessionState
+    """The state there, with its counts where penalties need them."""
+    new_tokens: int
+    """Tokens drawn before it."""
+    total_log_probability: float
+    """Sum of their log-probabilities, in nats."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """The output of one step of a generation."""
 
@@ -57,7 +71,9 @@ class Piece:
     result: GenerateResult | None
     """Set in the last piece only."""
     new_tokens: int = field(default=0, compare=False)
-    """Tokens drawn so far, in this piece and those before it."""
+    """Tokens drawn so far, in this piece and those before it; not those before a resume point."""
+    resume: ResumePoint | None = field(default=None, compare=False)
+    """Where to continue from, right after the text and the tokens, where it was asked for."""
 
     @property
     def weight(self) -> int:
@@ -76,6 +92,9 @@ class OutputOptions:
     that continues from the state begins with it."""
     ids: bool = False
     """All tokens of the text, at the end."""
+    resume_interval: int = 0
+    """Tokens between two resume points; 0: none. There are none where an automaton or the tokens
+    of the whole text are needed at its end, nor among forced tokens."""
 
 
 TOKENS = OutputOptions(tokens=True)

@@ -21,6 +21,7 @@ from treadle.model.generation.output import (
     GenerateResult,
     OutputOptions,
     Piece,
+    ResumePoint,
     StopReason,
 )
 from treadle.model.generation.sequence_slot import SequenceSlot
@@ -65,6 +66,8 @@ class Sequence:
         prompt: (N,), the caller's tokens.
         output: What to report in addition to the text.
         deadline: When to end.
+        resumed: Where an earlier sequence with the same settings broke off, whose text this one
+            continues; `begun` is the state there. None: the text begins.
     """
 
     def __init__(
@@ -75,13 +78,15 @@ class Sequence:
         prompt: Ints,
         output: OutputOptions,
         deadline: Deadline = NEVER,
+        resumed: ResumePoint | None = None,
     ) -> None:
         end = -1 if network.tokenizer.end is None else network.tokenizer.end
-        self.slot = SequenceSlot(sampling, begun, end, counts=begun.counts)
+        drawn = 0 if resumed is None else resumed.new_tokens
+        self.slot = SequenceSlot(sampling, begun, end, made=drawn, counts=begun.counts)
         """Its place in a batch."""
         self._network = network
         self._tokenizer = network.tokenizer
-        self._prompt_tokens = int(prompt.size)
+        self._prompt_tokens = int(prompt.size) if resumed is None else resumed.prompt_tokens
         self._sampling = sampling.settings
         self._constraint = sampling.constraint
         self._output = output
@@ -89,16 +94,23 @@ class Sequence:
         self._filter = StopFilter(self._sampling.stop_sequences)
         self._stream = network.tokenizer.stream(begun.held)
         self._seed = begun.seed or 0
-        self._drawn = 0
-        self._total = 0.0
+        self._resumed = drawn
+        self._drawn = drawn
+        self._total = 0.0 if resumed is None else resumed.total_log_probability
         self._ids: list[int] = []
         self._begun_counts = begun.counts
         self._new: Counter[int] = Counter()
         self._rule = 0
         self._stretch = _Stretch(begun, 0, [])
         # Whether the tokens of a stretch and its beginning are ever needed again.
+        self._offers_points = bool(output.resume_interval and not (self._constraint or output.ids))
+        self._next_point = max(drawn + output.resume_interval, sampling.forced.size)
         self._keeps_stretch = bool(
-            output.state or output.ids or self._constraint or self._sampling.stop_sequences
+            output.state
+            or output.ids
+            or self._constraint
+            or self._sampling.stop_sequences
+            or (self._offers_points and begun.counts is not None)
         )
 
     @property
@@ -151,10 +163,24 @@ class Sequence:
         self._total = in_order(chunk.log_probabilities[row][:count], self._total)
         tokens = self._token_scores(chunk.drawn, row, count) if self._output.tokens else ()
         if reason is not None:
-            return Piece(text, tokens, self._result(reason, kept), self._drawn)
+            return Piece(text, tokens, self._result(reason, kept), self._drawn - self._resumed)
+        resume = None
         if not (self._filter.holds or self._stream.cuts_character):
             self._begin_stretch(chunk, row)
-        return Piece(text, tokens, None, self._drawn)
+            if self._offers_points and self._drawn >= self._next_point:
+                resume = self._resume_point(chunk, row)
+        return Piece(text, tokens, None, self._drawn - self._resumed, resume)
+
+    def _resume_point(self, chunk: Chunk, row: int) -> ResumePoint:
+        """Returns the place after a chunk, at the beginning of a stretch."""
+        self._next_point = self._drawn + self._output.resume_interval
+        state = replace(
+            chunk.state_of(row),
+            held=self._stream.held,
+            counts=self._counts_after([]),
+            precision=self._network.precision,
+        )
+        return ResumePoint(state, self._drawn, self._total, self._prompt_tokens)
 
     def _extent(self, ids: list[int]) -> tuple[int, StopReason | None]:
         """Returns how many tokens of a chunk count, and why the text ends with them, if it does."""
@@ -222,9 +248,10 @@ class Sequence:
         if self._output.ids:
             self._ids += self._stretch.ids
         begun = self._stretch.begun
+        if self._begun_counts is not None and (self._output.state or self._offers_points):
+            self._new.update(self._stretch.ids)
         if self._output.state:
             begun = replace(chunk.state_of(row), precision=self._network.precision)
-            self._new.update(self._stretch.ids)
         self._stretch = _Stretch(replace(begun, held=self._stream.held), self._rule, [])
 
     def _result(self, reason: StopReason, kept: int) -> GenerateResult:

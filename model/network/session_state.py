@@ -92,6 +92,12 @@ class SessionState:
         zeros = np.zeros((shape.L, shape.H), np.float32)
         return cls(zeros, zeros, token)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        counts = 0 if self.counts is None else self.counts.nbytes
+        return self.hs.nbytes + self.cs.nbytes + counts
+
     @staticmethod
     def most_bytes(shape: Shape) -> int:
         """Returns the bytes of the longest state of a network.

@@ -182,7 +182,7 @@ class _QueuedSequence:
         Returns:
             Whether there is something for the reader now.
         """
-        if piece.text or piece.tokens or piece.result:
+        if piece.text or piece.tokens or piece.result or piece.resume:
             self._pieces.append(piece)
             self.queue.count(piece)
         is_first = not self._sent_s

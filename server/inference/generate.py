@@ -17,7 +17,12 @@ from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.deadline import Deadline
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.novelty import Novelty
-from treadle.model.generation.output import GenerateResult, OutputOptions, Piece
+from treadle.model.generation.output import (
+    GenerateResult,
+    OutputOptions,
+    Piece,
+    ResumePoint,
+)
 from treadle.model.generation.sequence import Sequence
 from treadle.model.network.session_state import SessionState
 from treadle.server.access.caller import current_caller
@@ -54,6 +59,9 @@ _HEAVY = 200
 
 _HEAVY_TEXT = 1 << 16
 """Characters of a message from which it is written away from the event loop."""
+
+_HASH_BYTES = 16
+"""Bytes of a model's content hash that stand for it."""
 
 _UNCOUNTED_STEPS = 16
 """Steps of a beam search after which its memory is counted again."""
@@ -105,7 +113,7 @@ class GenerateHandler:
         counts = GenerationMetrics()
         sampling = generate_request.sampling(request, self._max_new_tokens_limit)
         deadline = Deadline(min(sampling.max_time_s or self._max_call_s, self._max_call_s))
-        texts = max(request.n, 1)
+        texts = len(request.resume) or max(request.n, 1)
         caller = current_caller().name
         await _in_time(self._resolver.await_kernels(request), deadline, _COMPILED)
         use = self._admission.quotas.current()
@@ -130,22 +138,23 @@ class GenerateHandler:
                 await call.choose_precision(self._resolver)
                 await call.prepare(self._constraints)
                 async for reply in call.read_prompt():
-                    yield reply
+                    yield call.mark_first(reply)
                 counts.prompt(call.prompt_tokens, *call.turns_s)
                 await meter.pay("prompt", call.scored_prompt_tokens)
                 if call.timed_out:
                     for reply in call.timed_out_replies():
-                        yield reply
+                        yield call.mark_first(reply)
                     return
                 if request.best_of:
                     async for reply in call.beam_search():
                         counts.text(0, call.searched_tokens, True)
                         await meter.pay("beams", call.searched_tokens)
-                        yield reply
+                        yield call.mark_first(reply)
                     return
                 self._batcher.begin(call.model, call.sequences, queue, caller)
                 async with aclosing(queue.read(len(call.sequences))) as batches:
-                    async for index, pieces in batches:
+                    async for place, pieces in batches:
+                        index = call.indexes[place]
                         last = pieces[-1]
                         counts.text(index, last.new_tokens, last.result is not None)
                         del last
@@ -153,13 +162,22 @@ class GenerateHandler:
                             async for some in paid:
                                 async with aclosing(call.replies(index, some)) as replies:
                                     async for reply in replies:
-                                        yield reply
+                                        yield call.mark_first(reply)
             except ModelError as error:
                 raise from_model(error, field="prompt") from error
             finally:
                 queue.closed = True
                 call.held.release()
                 counts.end()
+
+
+def _up_to_points(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Yields pieces in parts, each of which ends at a resume point or at the end."""
+    start = 0
+    for stop, piece in enumerate(pieces, 1):
+        if piece.resume is not None or stop == len(pieces):
+            yield pieces[start:stop]
+            start = stop
 
 
 _COMPILED = "the kernels that the call needs were compiled; repeat it in a while"
@@ -210,13 +228,18 @@ class _Call:
         self._deadline = deadline
         self._reply_bytes = reply_bytes
         tokens = request.log_probabilities or request.ranks or request.top_log_probabilities > 0
-        self._output = OutputOptions(tokens, request.return_state, request.novelty)
+        self._output = OutputOptions(
+            tokens, request.return_state, request.novelty, request.resume_interval
+        )
         size = call_bytes(request, sampling, self.model.trained.shape, tokens)
         self.held = budget.reserve(size, "generations")
         """The memory of the call, until it is over."""
         self._prompt: PreparedPrompt
         self._constraint: Constraint | None = None
-        self._texts = max(request.n, 1)
+        self.indexes = [each.index for each in request.resume] or list(range(max(request.n, 1)))
+        """The numbers of the texts that are generated, in the order of `sequences`."""
+        self._points: dict[int, ResumePoint] = {}
+        self._has_started = False
         self.sequences: list[Sequence] = []
         """The sequences to decode."""
         self.searched_tokens = 0
@@ -254,12 +277,36 @@ class _Call:
             self._state = await self._task.run(
                 lambda turn_s: self._states.read(self.model, request.state, "state")
             )
-        if self._state is not None:
-            compiling = resolver.await_kernels(request, self._state)
+        await self._task.run_steps(self._read_points())
+        states = (self._state, *(point.state for point in self._points.values()))
+        state = next((state for state in states if state is not None), None)
+        if state is not None:
+            compiling = resolver.await_kernels(request, state)
             await _in_time(compiling, self._deadline, _COMPILED)
-        finding = resolver.at_precision(self._resolved, request, self._state)
+        finding = resolver.at_precision(self._resolved, request, state)
         self._resolved = await _in_time(finding, self._deadline, _LOADED)
         self.model = self._resolved.model
+
+    def mark_first(self, reply: pb.GenerateResponse) -> pb.GenerateResponse:
+        """Returns a reply; the first one of the call with what a repeated call needs."""
+        if not self._has_started:
+            self._has_started = True
+            reply.start.version = self._resolved.version
+            reply.start.model_hash = self.model.content_hash[:_HASH_BYTES]
+            reply.start.inference_precision = precision_number(self.model.trained.precision)
+            if self._prompt.chooses_seed and not self._request.best_of:
+                reply.start.seed = self._prompt.seed
+        return reply
+
+    def _read_points(self) -> Iterator[None]:
+        """Reads the places from which texts continue, in short steps."""
+        for place, point in enumerate(self._request.resume):
+            state = self._states.read(self.model, point.state, f"resume[{place}].state")
+            if state is not None:
+                self._points[point.index] = ResumePoint(
+                    state, point.new_tokens, point.total_log_probability, point.prompt_tokens
+                )
+            yield
 
     async def prepare(self, constraints: ConstraintBuilder) -> None:
         """Resolves the settings, and checks that they fit the model.
@@ -295,9 +342,8 @@ class _Call:
             self._deadline,
         )
         yield
-        if request.return_state:
-            _ = model.content_hash  # of a large model it takes a while
-            yield
+        _ = model.content_hash  # of a large model it takes a while, once
+        yield
 
     async def read_prompt(self) -> AsyncIterator[pb.GenerateResponse]:
         """Reads the prompt, in turns; yields it on the way where an echo is asked for.
@@ -311,21 +357,31 @@ class _Call:
         Raises:
             ModelError: The prompt cannot be read.
         """
-        if self._request.echo:
+        if self._request.echo and self._reads_prompt:
             async with aclosing(self._task.iterate(self._echo())) as windows:
                 async for window in windows:
-                    for index in range(self._texts):
-                        window.index = index
-                        yield window
+                    for index in self.indexes:
+                        if index not in self._points:
+                            window.index = index
+                            yield window
         await self._task.run_steps(self._read())
 
+    @property
+    def _reads_prompt(self) -> bool:
+        """Whether some text begins after the prompt."""
+        return len(self._points) < len(self.indexes)
+
     def _read(self) -> Iterator[None]:
-        if not self._request.echo:
+        if self._reads_prompt and not self._request.echo:
             yield from self._prompt.read()
         if self.timed_out:
             return
-        for index in range(self._texts):
-            self.sequences.append(self._prompt.sequence(index, self._output))
+        for index in self.indexes:
+            point = self._points.get(index)
+            if point is None:
+                self.sequences.append(self._prompt.sequence(index, self._output))
+            else:
+                self.sequences.append(self._prompt.resumed(point, self._output))
             yield
 
     def _echo(self) -> Iterator[pb.GenerateResponse | None]:
@@ -351,7 +407,7 @@ class _Call:
 
     def timed_out_replies(self) -> Iterator[pb.GenerateResponse]:
         """Yields the end of every text where the time ended before the prompt was read."""
-        for index in range(self._texts):
+        for index in self.indexes:
             yield from self._light_replies(index, [self._prompt.timed_out_piece(index)])
 
     async def beam_search(self) -> AsyncIterator[pb.GenerateResponse]:
@@ -367,7 +423,7 @@ class _Call:
 
     def _search(self, found: list[Piece]) -> Iterator[None]:
         """Searches in short steps; adds the results to `found`."""
-        search = self._prompt.beam_search(self._texts, self._output)
+        search = self._prompt.beam_search(len(self.indexes), self._output)
         held_before = self.held.size
         uncounted = 0
         for _ in search.steps():
@@ -397,6 +453,7 @@ class _Call:
         """Returns whether to write pieces takes longer than the event loop has for it."""
         result = pieces[-1].result
         has_extras = result is not None and (result.state is not None or self._request.novelty)
+        has_extras = has_extras or any(piece.resume is not None for piece in pieces)
         size = sum(len(piece.text) for piece in pieces)
         details = sum(piece.weight for piece in pieces)
         return has_extras or size > _HEAVY_TEXT or details > _HEAVY
@@ -415,13 +472,16 @@ class _Call:
 
     def _write(self, index: int, pieces: list[Piece]) -> Iterator[pb.GenerateResponse | None]:
         """Writes the replies for consecutive pieces of a text, in short steps."""
-        result = pieces[-1].result
         version = self._resolved.version
         job_step = self._resolved.job_step
-        for reply in responses.generated(pieces, version, job_step, index, self._reply_bytes):
-            if reply is not None and reply.HasField("result") and result is not None:
-                self._complete(reply.result, result)
-            yield reply
+        for some in _up_to_points(pieces):
+            last = some[-1]
+            for reply in responses.generated(some, version, job_step, index, self._reply_bytes):
+                if reply is not None and reply.HasField("result") and last.result is not None:
+                    self._complete(reply.result, last.result)
+                if reply is not None and reply.HasField("resume_point") and last.resume is not None:
+                    reply.resume_point.state = self._states.write(self.model, last.resume.state)
+                yield reply
 
     def _complete(self, reply: pb.GenerateResult, result: GenerateResult) -> None:
         """Adds precision, state and novelty to the end of a text."""

@@ -59,7 +59,9 @@ def piece_bytes(piece: Piece) -> int:
     """Returns the bytes that a piece of a text takes in memory."""
     result = piece.result
     ids = 0 if result is None else len(result.ids)
-    return _PIECE_BYTES + 4 * len(piece.text) + TOKEN_BYTES * piece.weight + _ID_BYTES * ids
+    state = 0 if piece.resume is None else piece.resume.state.nbytes
+    size = _PIECE_BYTES + 4 * len(piece.text) + TOKEN_BYTES * piece.weight + _ID_BYTES * ids
+    return size + state
 
 
 def call_bytes(

@@ -65,6 +65,7 @@ def sampling(request: pb.GenerateRequest, max_new_tokens_limit: int) -> Sampling
     values = to_json(request, only=_PLAIN)
     settings = {**values, "stop_sequences": tuple(request.stop_sequences)}
     violations = source_violations(request) + _number_violations(request)
+    violations += _resume_violations(request)
     if request.prompt and request.prompt_tokens:
         violations.append(("prompt_tokens", "prompt_tokens and prompt are both set: leave one out"))
     if request.max_new_tokens > max_new_tokens_limit:
@@ -89,6 +90,27 @@ def _number_violations(request: pb.GenerateRequest) -> list[Violation]:
         found.append(("n", f"n must be 1 to {MAX_TEXTS}, not {request.n:,}"))
     elif request.best_of and request.n > request.best_of:
         found.append(("n", f"n must be at most best_of, {request.best_of}, not {request.n}"))
+    return found
+
+
+def _resume_violations(request: pb.GenerateRequest) -> list[Violation]:
+    """Returns what is wrong with the resume points of a request."""
+    if request.resume and request.best_of:
+        return [("resume", "resume is for sampled texts: leave it out, or best_of")]
+    found = []
+    seen = set()
+    most = max(request.n, 1)
+    for place, point in enumerate(request.resume):
+        field = f"resume[{place}]"
+        if point.index >= most:
+            text = f"{field}.index must be below n, {most}, not {point.index}"
+            found.append((f"{field}.index", text))
+        elif point.index in seen:
+            found.append((f"{field}.index", f"{field}.index, {point.index}, is there twice"))
+        if point.state and (request.regex or request.novelty):
+            text = f"{field}.state cannot be used with regex or novelty: leave it out"
+            found.append((f"{field}.state", text))
+        seen.add(point.index)
     return found
 
 

@@ -20,6 +20,7 @@ MOST = {
     "GenerateRequest.banned_tokens": 1_024,
     "GenerateRequest.forced_tokens": 1_024,
     "GenerateRequest.prompt_tokens": 100_000,
+    "GenerateRequest.resume": 256,
     "GenerateRequest.stop_sequences": 16,
     "GenerateRequest.token_biases": 1_024,
     "ListJobsRequest.states": 100,

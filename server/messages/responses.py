@@ -243,7 +243,8 @@ def generated(
 ) -> Iterator[pb.GenerateResponse | None]:
     """Yields the replies for consecutive pieces of a text, in short steps.
 
-    If the last piece has the text's result, the last reply has it too, without state and precision.
+    If the last piece has the text's result or a resume point, the last reply has it too, without
+    state and precision.
 
     Args:
         pieces: The pieces.
@@ -274,6 +275,12 @@ def generated(
         texts.clear()
     reply.text = "".join(texts)
     result = pieces[-1].result
+    resume = pieces[-1].resume
+    if resume is not None:
+        reply.resume_point.index = index
+        reply.resume_point.new_tokens = resume.new_tokens
+        reply.resume_point.total_log_probability = resume.total_log_probability
+        reply.resume_point.prompt_tokens = resume.prompt_tokens
     if result is not None:
         values = {**vars(result), "stop_reason": result.stop_reason.value, "state": None}
         values |= {"version": version, "job_step": job_step}

@@ -86,6 +86,8 @@ UNNAMED = {
     "offset",
     "end",
     "return_state",
+    "resume",
+    "resume_interval",
     # Ids are for programs; a server chooses clusters by the corpus.
     "prompt_tokens",
     "tokens",

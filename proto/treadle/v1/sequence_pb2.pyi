@@ -2595,6 +2595,8 @@ class GenerateRequest(_message.Message):
     NOVELTY_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
+    RESUME_INTERVAL_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or NAME@ALIAS."""
     version: _builtins.int
@@ -2732,6 +2734,10 @@ class GenerateRequest(_message.Message):
     that made it unless this is set, which moves it. Default: that of `state`;
     without a state, that of the server.
     """
+    resume_interval: _builtins.int
+    """Send a resume point for each text about every this many tokens; see
+    ResumePoint. Default: 0, none.
+    """
     @_builtins.property
     def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The text ends where one of these appears, which is not part of the
@@ -2763,6 +2769,17 @@ class GenerateRequest(_message.Message):
     def prompt_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt as ids of tokens, which are read as they are; `prompt` must then
         be empty. At most 100,000 entries. Default: none, `prompt` is used.
+        """
+
+    @_builtins.property
+    def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumePoint]:
+        """Continue texts of a call that broke off, each from a resume point of it:
+        only these texts are generated, and each as if nothing had broken off. The
+        other fields must be those of that call, with `version`, `seed` and
+        `inference_precision` as its `start` has them. A point without `state`
+        generates its text from the beginning. At most `n` entries, each of another
+        text; none with `best_of`. With `regex` and `novelty` none may have a
+        `state`. Default: none, all texts from the beginning.
         """
 
     def __init__(
@@ -2802,10 +2819,12 @@ class GenerateRequest(_message.Message):
         novelty: _builtins.bool = ...,
         prompt_tokens: _abc.Iterable[_builtins.int] | None = ...,
         inference_precision: Global___InferencePrecision.ValueType = ...,
+        resume_interval: _builtins.int = ...,
+        resume: _abc.Iterable[Global___ResumePoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "banned_tokens", b"banned_tokens", "best_of", b"best_of", "echo", b"echo", "forced_tokens", b"forced_tokens", "frequency_penalty", b"frequency_penalty", "inference_precision", b"inference_precision", "job", b"job", "job_weights", b"job_weights", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_new_tokens", b"min_new_tokens", "min_p", b"min_p", "model", b"model", "n", b"n", "novelty", b"novelty", "presence_penalty", b"presence_penalty", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "ranks", b"ranks", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "resume", b"resume", "resume_interval", b"resume_interval", "return_state", b"return_state", "seed", b"seed", "state", b"state", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "token_biases", b"token_biases", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p", "typical_p", b"typical_p", "unknown_policy", b"unknown_policy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
@@ -2837,6 +2856,86 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class ResumePoint(_message.Message):
+    """A place in a generated text from which another call can continue it exactly,
+    on any server that has the model and the key of states.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    TOTAL_LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The number of the text, from 0 to n - 1."""
+    state: _builtins.bytes
+    """The state of the network and of the sampling there, which is not longer than
+    GenerateResult.state.
+    """
+    new_tokens: _builtins.int
+    """Tokens that were generated before it."""
+    total_log_probability: _builtins.float
+    """Sum of their log-probabilities, in nats."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        state: _builtins.bytes = ...,
+        new_tokens: _builtins.int = ...,
+        total_log_probability: _builtins.float = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "new_tokens", b"new_tokens", "prompt_tokens", b"prompt_tokens", "state", b"state", "total_log_probability", b"total_log_probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumePoint: _TypeAlias = ResumePoint  # noqa: Y015
+
+@_typing.final
+class GenerationStart(_message.Message):
+    """What a repeated call needs to generate the same texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the model; 0 if the request named a job."""
+    model_hash: _builtins.bytes
+    """The first 16 bytes of a SHA-256 of all that determines the results of the
+    model. If they are equal, so are texts.
+    """
+    seed: _builtins.int
+    """The seed, if the server chose it."""
+    inference_precision: Global___InferencePrecision.ValueType
+    """The number format in which the model computes."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        model_hash: _builtins.bytes = ...,
+        seed: _builtins.int | None = ...,
+        inference_precision: Global___InferencePrecision.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "inference_precision", b"inference_precision", "model_hash", b"model_hash", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___GenerationStart: _TypeAlias = GenerationStart  # noqa: Y015
 
 @_typing.final
 class Alternative(_message.Message):
@@ -3042,6 +3141,8 @@ class GenerateResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    RESUME_POINT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The next part of the text, in whole characters. Text that may be the
     beginning of a stop sequence is held back until that is decided.
@@ -3060,6 +3161,16 @@ class GenerateResponse(_message.Message):
     def result(self) -> Global___GenerateResult:
         """Set in the last response for each text."""
 
+    @_builtins.property
+    def start(self) -> Global___GenerationStart:
+        """Set in the first response of a call."""
+
+    @_builtins.property
+    def resume_point(self) -> Global___ResumePoint:
+        """A place to continue from, if `resume_interval` asks for it: right after the
+        text and the tokens of this response.
+        """
+
     def __init__(
         self,
         *,
@@ -3067,10 +3178,12 @@ class GenerateResponse(_message.Message):
         tokens: _abc.Iterable[Global___Token] | None = ...,
         result: Global___GenerateResult | None = ...,
         index: _builtins.int = ...,
+        start: Global___GenerationStart | None = ...,
+        resume_point: Global___ResumePoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "resume_point", b"resume_point", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "result", b"result", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "result", b"result", "resume_point", b"resume_point", "start", b"start", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
