@@ -1,5 +1,8 @@
 """`check_address` checks the address of a server: HOST:PORT, a socket, or a target of gRPC.
 
+Several servers that serve the same models are `HOST:PORT,HOST:PORT`, or a name in the DNS that has
+all of their addresses, `dns:///NAME:PORT`.
+
 The server reads its own in `treadle.server.address`; both are held to tests/vectors/addresses.json.
 """
 
@@ -14,7 +17,10 @@ from treadle.client.errors import InputError
 FORMS = "HOST:PORT, unix:/PATH or unix-abstract:NAME"
 """The forms of an address."""
 
-_OTHER_SCHEMES = ("dns:", "ipv4:", "ipv6:", "vsock:", "xds:", "google-c2p:")
+DNS = "dns:"
+"""The scheme whose addresses gRPC looks up again and again: those of replicas, for example."""
+
+_OTHER_SCHEMES = (DNS, "ipv4:", "ipv6:", "vsock:", "xds:", "google-c2p:")
 """Other schemes of gRPC, which checks the rest itself."""
 
 _MAX_SOCKET_BYTES = 107
@@ -27,12 +33,39 @@ def check_address(address: str) -> None:
     Raises:
         InputError: The address has none of the forms.
     """
-    if fault := _fault(address):
-        raise InputError(f"the server's address {address!r} {fault}")
+    servers = servers_of(address)
+    for server in servers:
+        fault = _fault(server)
+        if not fault and len(servers) > 1 and not _is_tcp(server):
+            fault = "is one of several, and only HOST:PORT can be; give it alone"
+        if fault:
+            raise InputError(f"the server's address {server!r} {fault}")
+
+
+def servers_of(address: str) -> list[str]:
+    """Returns the addresses in one that may name several servers, separated by commas."""
+    if address.startswith(("unix:", "unix-abstract:")):  # a file's name may have a comma
+        return [address]
+    # `ipv4:` and `ipv6:` take several addresses themselves.
+    separated = not address.startswith(_OTHER_SCHEMES)
+    return [each.strip() for each in address.split(",")] if separated else [address]
+
+
+def has_replicas(address: str) -> bool:
+    """Returns whether an address stands for any number of servers."""
+    return address.startswith((DNS, "ipv4:", "ipv6:")) or len(servers_of(address)) > 1
 
 
 def is_local(address: str) -> bool:
     """Returns whether an address is this machine by its form."""
+    return all(map(_is_local, servers_of(address)))
+
+
+def _is_tcp(address: str) -> bool:
+    return not address.startswith(("unix:", "unix-abstract:", *_OTHER_SCHEMES))
+
+
+def _is_local(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:", "vsock:")):
         return True
     for scheme in _OTHER_SCHEMES:
@@ -53,10 +86,14 @@ def is_loopback(address: str) -> bool:
     In contrast to `is_local`, an address of a scheme that looks names up does not count, nor does
     the host of a virtual machine.
     """
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    return is_local(address) and not (
-        "/" in address or address.startswith(("dns:", "vsock:", "xds:", "google-c2p:"))
+    return all(
+        server.startswith(("unix:", "unix-abstract:"))
+        or (
+            _is_local(server)
+            and "/" not in server
+            and not server.startswith((DNS, "vsock:", "xds:", "google-c2p:"))
+        )
+        for server in servers_of(address)
     )
 
 

@@ -1,4 +1,4 @@
-"""`Client` is the connection to one Treadle server: one method for each call."""
+"""`Client` is the connection to a Treadle server or several: one method for each call."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ from treadle.client.options import (
     TrainOptions,
     check_model_or_job,
 )
+from treadle.client.replicas.resumable_generation import ResumableGeneration
+from treadle.client.replicas.retry import RECONNECT_S, Retry, ignore
 from treadle.client.score_stream import ScoredPieces, ScoreStream, score_requests
 from treadle.client.scoring import embed_texts, score_texts
 from treadle.client.session import Session
 from treadle.client.streaming import AnyPiece, BackgroundRequests, Call, RequestQueue
-from treadle.client.training_run import RECONNECT_S, TrainingRun, WatchedEvents
+from treadle.client.training_run import TrainingRun, WatchedEvents
 from treadle.client.transfer.model_download import ModelDownload
 from treadle.client.transfer.model_files import (
     ModelFile,
@@ -46,7 +48,6 @@ from treadle.client.transfer.model_files import (
     write_chunks,
 )
 from treadle.client.transfer.model_upload import Import, PassedModel, send_model, state_dict_spec
-from treadle.client.transfer.retry import RETRY_S, Retry, ignore
 from treadle.client.upload import Upload, choose_format, make_spec, open_parts
 from treadle.v1.sequence_pb2 import (
     CancelJobRequest,
@@ -95,14 +96,16 @@ State: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed",
 
 
 class Client:
-    """A connection to one Treadle server, opened by the first call.
+    """A connection to a Treadle server, or to several of the same models, opened by the first call.
 
     Threads may share a client. Use it in a `with` block, or call `close()`. Every call raises a
     `ServerError` where it fails, and an `InputError` where an argument is of the wrong type.
 
     Args:
         address: `HOST:PORT`, `unix:/PATH`, `unix-abstract:NAME`, or another target that gRPC
-            knows, such as `dns:///NAME:PORT`.
+            knows. Several servers are `HOST:PORT,HOST:PORT` or a name that has all of their
+            addresses, `dns:///NAME:PORT`: calls take turns between those that serve, and move to
+            another one where a connection breaks.
         timeout_s: The longest that a call may take, in seconds, generation included. Training and
             streams have a `timeout_s` of their own. None sets no limit.
         tls: True: TLS, False: none, None: TLS where one of the files is given.
@@ -305,13 +308,23 @@ class Client:
     # ---------------------------------------------------------------- generation
 
     def generate(
-        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+        self,
+        model: str = "",
+        prompt: str = "",
+        *,
+        reconnect_s: float = RECONNECT_S,
+        on_break: Callable[[ServerError], None] = ignore,
+        **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Continues a prompt.
 
         Args:
             model: The model's name, or NAME@ALIAS; empty where `job=` names a job.
             prompt: The text to continue from.
+            reconnect_s: How long to try to reconnect where the connection breaks after the text
+                has begun, in seconds. The text then continues to the same bytes, on whatever
+                server answers; it is an error where it cannot. 0 never tries.
+            on_break: Called with the error of a broken connection, before it is made again.
             **options: The other fields of GenerateRequest: `temperature=0.8, seed=1, ...`;
                 `job="..."` takes the weights of a job, running or not, the last ones or,
                 with `job_weights="best"`, the best ones. A token is its number, its text, or
@@ -328,16 +341,31 @@ class Client:
         if "n" in options:
             raise InputError("generate makes one text: generate_many(..., n=...) makes several")
         request = make_request(GenerateRequest, model=model, prompt=prompt, **options)
-        call = self._generate(request)
-        return Generation(call)
+        return Generation(self._resumable(request, reconnect_s, on_break))
 
-    def _generate(self, request: GenerateRequest) -> Call[GenerateResponse]:
+    def _resumable(
+        self, request: GenerateRequest, reconnect_s: float, on_break: Callable[[ServerError], None]
+    ) -> Call[GenerateResponse]:
+        """Begins a Generate call that continues where its connection breaks."""
+        timeout_s = self._connection.timeout_s
+        if reconnect_s <= 0:
+            return self._generate(request, timeout_s)
+        return ResumableGeneration(self._generate, request, Retry(reconnect_s, on_break, timeout_s))
+
+    def _generate(
+        self, request: GenerateRequest, timeout_s: float | None
+    ) -> Call[GenerateResponse]:
         """Calls Generate."""
-        stub = self._connection.stub
-        return self._connection.stream(stub.Generate, request, self._connection.timeout_s)
+        return self._connection.stream(self._connection.stub.Generate, request, timeout_s)
 
     def generate_text(
-        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+        self,
+        model: str = "",
+        prompt: str = "",
+        *,
+        reconnect_s: float = RECONNECT_S,
+        on_break: Callable[[ServerError], None] = ignore,
+        **options: Unpack[GenerateOptions],
     ) -> str:
         """Continues a prompt and returns the whole text; see `generate`.
 
@@ -348,7 +376,10 @@ class Client:
             InputError: An option is wrong.
             ServerError: The call failed.
         """
-        with self.generate(model, prompt, **options) as generation:
+        generation = self.generate(
+            model, prompt, reconnect_s=reconnect_s, on_break=on_break, **options
+        )
+        with generation:
             return "".join(generation)
 
     def generate_many(
@@ -360,6 +391,8 @@ class Client:
         unique: bool = False,
         novel: bool = False,
         max_tries: int | None = None,
+        reconnect_s: float = RECONNECT_S,
+        on_break: Callable[[ServerError], None] = ignore,
         **options: Unpack[GenerateOptions],
     ) -> Items:
         """Continues a prompt n times, all at once.
@@ -372,6 +405,8 @@ class Client:
             novel: Only texts that are new (`result.novelty.is_new`), likewise. Needs a model
                 with a novelty index.
             max_tries: With `unique` or `novel`: the most texts to generate. Default: 10 n.
+            reconnect_s: As in `generate`.
+            on_break: As in `generate`.
             **options: As `generate` takes them. The seeds of later calls are derived from the
                 first one's, so the same seed gives the same texts.
 
@@ -388,16 +423,24 @@ class Client:
 
         def call(count: int, offset: int, fields: dict[str, Any]) -> GeneratedTexts:
             request = make_request(GenerateRequest, n=count, **fields)
-            call = self._generate(request)
-            return GeneratedTexts(call, offset)
+            return GeneratedTexts(self._resumable(request, reconnect_s, on_break), offset)
 
         return Items(call, n, unique=unique, novel=novel, max_tries=max_tries, options=fields)
 
-    def session(self, model: str, **options: Unpack[GenerateOptions]) -> Session:
+    def session(
+        self,
+        model: str,
+        *,
+        reconnect_s: float = RECONNECT_S,
+        on_break: Callable[[ServerError], None] = ignore,
+        **options: Unpack[GenerateOptions],
+    ) -> Session:
         """Begins a conversation whose state the caller keeps, or continues from a stored one.
 
         Args:
             model: The model's name, or NAME@ALIAS.
+            reconnect_s: As in `generate`, for every reply.
+            on_break: As in `generate`.
             **options: Options of every reply. `state=` continues from a stored state, and
                 `version=` is the version that it belongs to (default: the newest).
 
@@ -407,7 +450,7 @@ class Client:
         Raises:
             InputError: No stored model is named.
         """
-        return Session(self, model, options)
+        return Session(self, model, options, reconnect_s, on_break)
 
     # ------------------------------------------------------------------- scoring
 
@@ -690,7 +733,7 @@ class Client:
         overwrite: bool = False,
         on_progress: OnProgress = no_progress,
         on_break: Callable[[ServerError], None] = ignore,
-        retry_s: float = RETRY_S,
+        retry_s: float = RECONNECT_S,
         timeout_s: float | None = None,
     ) -> Model:
         """Fetches the file of a version of a model, and checks its hash.
@@ -751,7 +794,7 @@ class Client:
         reuse_identical: bool = True,
         on_progress: OnProgress = no_progress,
         on_break: Callable[[ServerError], None] = ignore,
-        retry_s: float = RETRY_S,
+        retry_s: float = RECONNECT_S,
         timeout_s: float | None = None,
     ) -> ImportModelResponse:
         """Sends the file of a model, which becomes a version.
@@ -814,7 +857,7 @@ class Client:
         reuse_identical: bool = True,
         on_progress: OnProgress = no_progress,
         on_break: Callable[[ServerError], None] = ignore,
-        retry_s: float = RETRY_S,
+        retry_s: float = RECONNECT_S,
         timeout_s: float | None = None,
         **options: Unpack[StateDictOptions],
     ) -> ImportModelResponse:
@@ -858,7 +901,7 @@ class Client:
         reuse_identical: bool = True,
         on_progress: OnProgress = no_progress,
         on_break: Callable[[ServerError], None] = ignore,
-        retry_s: float = RETRY_S,
+        retry_s: float = RECONNECT_S,
     ) -> ImportModelResponse:
         """Copies a version of a model to another server; the file passes through in pieces.
 

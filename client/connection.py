@@ -1,4 +1,4 @@
-"""`Connection` holds the gRPC channel to one server: calls of one reply, and its health."""
+"""`Connection` holds the gRPC channel to a server or to several: calls of one reply, and health."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ class StreamUnaryMethod(Protocol[Sent, Received]):
 
 
 class Connection:
-    """A gRPC channel to one Treadle server, which connects when the first call needs it.
+    """A gRPC channel to a Treadle server or its replicas, made when the first call needs it.
 
     Args:
-        credentials: The server's address, and how it is reached.
+        credentials: The address, and how it is reached.
         timeout_s: The longest that a call may take; None sets no limit.
     """
 
@@ -269,9 +269,9 @@ class Connection:
         return ""
 
 
-def channel_options(address: str) -> list[tuple[str, int]]:
-    """Returns gRPC's settings for one server."""
-    options = [
+def channel_options(address: str) -> list[tuple[str, str | int]]:
+    """Returns gRPC's settings that do not depend on how many servers there are."""
+    options: list[tuple[str, str | int]] = [
         ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
         # gRPC's own pauses between tries grow from 1 s to 2 minutes: too long for a caller
         # who waits for a server that starts.

@@ -86,6 +86,7 @@ class ServerError(TreadleError):
         violations: The request's fields at fault, where the server named them.
         retry_delay_s: Seconds to wait before another try, where the server named them.
         broken: Whether the connection failed, not the request.
+        unsent: Whether there was no connection, so that the request has reached no server.
         request_id: The id that the client sent with the call, which is in the logs of the server.
         say: Returns the sentence for an interface. Default: from the message.
     """
@@ -98,6 +99,7 @@ class ServerError(TreadleError):
         violations: tuple[Violation, ...] = (),
         retry_delay_s: float | None = None,
         broken: bool = False,
+        unsent: bool = False,
         request_id: str = "",
         say: Callable[[ArgumentNames], str] | None = None,
     ) -> None:
@@ -107,6 +109,7 @@ class ServerError(TreadleError):
         self.violations = violations
         self.retry_delay_s = retry_delay_s
         self.broken = broken
+        self.unsent = unsent
         self.request_id = request_id
 
     def in_names_of(self, interface: ArgumentNames) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
-from treadle.client.errors import CancelledError, InputError, InternalError
+from treadle.client.errors import CancelledError, InputError, InternalError, ServerError
 from treadle.client.options import GenerateOptions, without_alias
+from treadle.client.replicas.retry import RECONNECT_S, ignore
 from treadle.v1.sequence_pb2 import GenerateResult
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ class Generator(Protocol):
     """The part of a `Client` that a session uses."""
 
     def generate(
-        self, model: str = "", prompt: str = "", **options: Unpack[GenerateOptions]
+        self,
+        model: str = "",
+        prompt: str = "",
+        *,
+        reconnect_s: float = ...,
+        on_break: Callable[[ServerError], None] = ...,
+        **options: Unpack[GenerateOptions],
     ) -> Generation:
         """Continues a prompt."""
 
@@ -32,15 +39,27 @@ class Session:
         client: The client.
         model: The model's name, or NAME@ALIAS.
         options: Options of every reply: `state`, `version`, `temperature`, ...
+        reconnect_s: How long to try to reconnect where the connection breaks within a reply, in
+            seconds; the reply then continues to the same bytes.
+        on_break: Called with the error of a broken connection, before it is made again.
 
     Raises:
         InputError: No model is named, or a job is: its weights change, and a state would be lost.
     """
 
-    def __init__(self, client: Generator, model: str, options: GenerateOptions) -> None:
+    def __init__(
+        self,
+        client: Generator,
+        model: str,
+        options: GenerateOptions,
+        reconnect_s: float = RECONNECT_S,
+        on_break: Callable[[ServerError], None] = ignore,
+    ) -> None:
         if not model or options.get("job"):
             raise InputError("a session needs a stored model: its state is bound to the weights")
         self._client = client
+        self._reconnect_s = reconnect_s
+        self._on_break = on_break
         self._options: dict[str, Any] = {**options}
         self.model = model
         """The model's name, or NAME@ALIAS."""
@@ -88,6 +107,7 @@ class Session:
         asked.setdefault("version", self.version)
         # An alias may move, so the version counts once it is known.
         model = without_alias(self.model) if self.version else self.model
+        asked |= {"reconnect_s": self._reconnect_s, "on_break": self._on_break}
         with self._client.generate(model, prompt, **asked) as generation:
             self._reply = generation
             try:
@@ -123,6 +143,6 @@ class Session:
     def fork(self) -> Session:
         """Returns a second session that continues from here on its own."""
         options: Any = {**self._options, "state": self.state, "version": self.version}
-        twin = Session(self._client, self.model, options)
+        twin = Session(self._client, self.model, options, self._reconnect_s, self._on_break)
         twin.result = self.result
         return twin

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from treadle.client.errors import InternalError, ServerError
+from treadle.client.replicas.retry import RECONNECT_S, Retry, ignore
 from treadle.client.streaming import Call, ResponseStream
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_QUEUED,
@@ -22,13 +21,6 @@ from treadle.v1.sequence_pb2 import (
 
 if TYPE_CHECKING:
     from treadle.client.upload import Upload
-
-RECONNECT_S = 60.0
-"""Default of `reconnect_s`: how long a run tries to reconnect to its job."""
-
-FIRST_PAUSE_S = 0.1
-LAST_PAUSE_S = 5.0
-"""Backoff between reconnect attempts doubles from first to last, in seconds."""
 
 STREAMING_STATES = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
 """States in which a job sends events; a paused job sends none until it is resumed."""
@@ -87,9 +79,8 @@ class TrainingRun(ResponseStream[JobEvent]):
         self._watch = watch
         self._upload = upload
         self._reconnect_s = reconnect_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._closing = threading.Event()
-        self.on_break: Callable[[ServerError], None] = _ignore
+        self._retry = Retry(reconnect_s, self._say_break, timeout_s)
+        self.on_break: Callable[[ServerError], None] = ignore
         """Called with the error of a broken connection, once before the run reconnects."""
         self.job = job
         """The job's id; empty until the server has accepted it."""
@@ -123,7 +114,7 @@ class TrainingRun(ResponseStream[JobEvent]):
     def close(self) -> None:
         """Stops watching; nothing more is yielded. An accepted job continues."""
         super().close()
-        self._closing.set()
+        self._retry.stop()
 
     @property
     def sent(self) -> bool:
@@ -178,54 +169,42 @@ class TrainingRun(ResponseStream[JobEvent]):
             case "completed":
                 self.model = event.completed
 
+    def _say_break(self, error: ServerError) -> None:
+        self.on_break(error)
+
     def _next_event(self) -> JobEvent:
         """Waits for the next event, and reconnects to the job where the connection broke."""
-        pauses: Iterator[float] | None = None
         while True:
             try:
-                return self._receive()
+                event = self._receive()
             except StopIteration:
                 # A server that shuts down may end the stream without a status.
                 if self._closed or self.model is not None or not self._may_reconnect():
                     raise
-                failure: ServerError = InternalError("the training run ended without a model")
+                text = "the training run ended without a model"
+                self._reconnect(InternalError(text, broken=True))
             except ServerError as error:
                 if self._upload is not None and self._upload.error is not None:
                     raise self._upload.error from None
-                if not error.broken or not self._may_reconnect():
+                if not self._may_reconnect():
                     raise
-                failure = error
-            if pauses is None:
-                pauses = self._pauses()
-                self.on_break(failure)
-            self._reconnect(failure, pauses)
+                self._reconnect(error)
+            else:
+                self._retry.succeeded()
+                return event
 
     def _may_reconnect(self) -> bool:
         """Returns whether there is a job to reconnect to."""
         return bool(self.job) and self.state in STREAMING_STATES and self._reconnect_s > 0
 
-    def _pauses(self) -> Iterator[float]:
-        """Yields the pause before each attempt, in seconds, while there is time for one more."""
-        end = time.monotonic() + self._reconnect_s
-        pause = FIRST_PAUSE_S
-        while (left := end - time.monotonic()) > 0:
-            yield min(pause, left)
-            pause = min(2 * pause, LAST_PAUSE_S)
+    def _reconnect(self, failure: ServerError) -> None:
+        """Waits for the next attempt, and asks for the events after the last one known.
 
-    def _reconnect(self, failure: ServerError, pauses: Iterator[float]) -> None:
-        """Waits for the next pause and asks for the events after the last one known."""
-        pause = next(pauses, None)
-        left = None if self._deadline is None else self._deadline - time.monotonic()
-        if pause is None or (left is not None and left <= pause):
-            raise failure
-        if self._closing.wait(pause):
+        Raises:
+            ServerError: The failure, if the connection did not break or the time is over.
+        """
+        if not self._retry.wait(failure):
             raise StopIteration
-        self._call = WatchedEvents(
-            self._watch(self.job, self.last_sequence, None if left is None else left - pause)
-        )
+        self._call = WatchedEvents(self._watch(self.job, self.last_sequence, self._retry.left_s))
         if self._closed:  # meanwhile, by another thread
             self._call.cancel()
-
-
-def _ignore(error: ServerError) -> None:
-    """Ignores a broken connection: the default of `on_break`."""

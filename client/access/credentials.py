@@ -11,9 +11,10 @@ import grpc
 from treadle.client.access.bearer_token import BearerToken, TokenFile, TokenSource
 from treadle.client.access.tls import AnyPath, tls_credentials
 from treadle.client.access.trace_context import trace_context
-from treadle.client.address import is_loopback
+from treadle.client.address import has_replicas, is_loopback
 from treadle.client.errors import InputError
 from treadle.client.messages.connection_faults import Peer
+from treadle.client.replicas.balancing import channel_target, replica_options
 
 REQUEST_ID = "x-request-id"
 """The header with the id of a call, which is in every log line of the server about it."""
@@ -77,6 +78,7 @@ class Credentials:
             )
         self.peer = Peer(
             address,
+            is_several=has_replicas(address),
             tls=tls,
             has_certificate=cert_file is not None,
             has_token=token is not None,
@@ -84,8 +86,8 @@ class Credentials:
             token_file=token.path if isinstance(token, TokenFile) else "",
         )
 
-    def open_channel(self, options: Sequence[tuple[str, int]]) -> grpc.Channel:
-        """Opens a channel to the server; it connects when the first call needs it.
+    def open_channel(self, options: Sequence[tuple[str, str | int]]) -> grpc.Channel:
+        """Opens a channel to the server, or to several; it connects when the first call needs it.
 
         Args:
             options: gRPC's settings.
@@ -93,9 +95,12 @@ class Credentials:
         Returns:
             The channel.
         """
+        address = self.peer.address
+        options = [*options, *replica_options(address, tls=self._tls is not None)]
+        target = channel_target(address)
         if self._tls is None:
-            return grpc.insecure_channel(self.peer.address, options)
-        return grpc.secure_channel(self.peer.address, self._tls, options)
+            return grpc.insecure_channel(target, options)
+        return grpc.secure_channel(target, self._tls, options)
 
     def call_metadata(self) -> CallMetadata:
         """Returns the metadata of a new call: a new id, and the token of this moment.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.connect import connect, request_options
 from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.notices import print_break
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.display.quota_notice import QuotaNotice
@@ -21,6 +22,7 @@ from treadle.client.cli.options.shared import (
     add_connection,
     add_encoding,
     add_json,
+    add_reconnect,
 )
 from treadle.client.cli.options.state_options import save_path
 from treadle.client.errors import InputError
@@ -62,6 +64,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         add_flags(parser, "generate", group)
     parser.add_argument("--no-newline", action="store_true", help="print no newline after the text")
     add_json(parser)
+    add_reconnect(parser)
     add_connection(parser)
 
 
@@ -103,7 +106,14 @@ def _print_one(
     path = save_path(options, STATE_FIELD)
     broken: OSError | None = None
     notice = QuotaNotice(client.server_info, on_terminal=console.is_terminal)
-    with client.generate(args.model or "", prompt, **options) as generation:
+    generation = client.generate(
+        args.model or "",
+        prompt,
+        reconnect_s=args.reconnect_s,
+        on_break=print_break,
+        **options,
+    )
+    with generation:
         try:
             with notice:
                 _print_pieces(generation, notice, args, console)

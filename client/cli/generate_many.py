@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from treadle.client.cli.display.console import Console, one_line
+from treadle.client.cli.display.notices import print_break
 from treadle.client.cli.display.numbers import number_text
 from treadle.client.cli.display.quota_notice import QuotaNotice
 from treadle.client.cli.display.tables import pad
@@ -71,6 +72,8 @@ def print_items(
         unique=args.unique,
         novel=args.novel,
         max_tries=args.max_tries,
+        reconnect_s=args.reconnect_s,
+        on_break=print_break,
         **options,
     )
     with items, QuotaNotice(client.server_info) as notice:

@@ -13,7 +13,9 @@ class Peer:
     """The server of a call, and how the client reaches it."""
 
     address: str
-    """The server's address."""
+    """The server's address, or those of several."""
+    is_several: bool = False
+    """Whether the address stands for any number of servers."""
     tls: bool = False
     """Whether the connection uses TLS."""
     has_certificate: bool = False
@@ -69,6 +71,9 @@ _TLS_FAULTS = (
 _CLOSED_AT_ONCE = re.compile(r"failed to connect.*(socket closed|connection reset)", re.IGNORECASE)
 """gRPC's message about a server that closes a connection before the first call."""
 
+_LAST_TRIED = re.compile(r"\bipv[46]:(\S+:[0-9]+): ")
+"""The server that gRPC's message about a failed connection names."""
+
 _CLOSED_PLAINTEXT = (
     "it closed the connection: if it uses TLS, give ca_file, or {tls} where this machine trusts "
     "its authority"
@@ -84,7 +89,7 @@ def connection_sentence(details: str, peer: Peer, interface: ArgumentNames) -> s
         peer: The server.
         interface: The interface, for the names of arguments.
     """
-    address = peer.address
+    address = _failed_address(details, peer)
     if re.search(r"connection refused", details, re.IGNORECASE):
         another = "name another with --server" if interface.are_flags else "give another address"
         return f"nothing listens at {address}: start treadle-server, or {another}"
@@ -97,6 +102,16 @@ def connection_sentence(details: str, peer: Peer, interface: ArgumentNames) -> s
             meaning = meaning.format(remedy=_certificate_remedy(peer), tls=tls)
             return f"cannot reach a Treadle server at {address}: {meaning}"
     return details or f"cannot reach a Treadle server at {address}"
+
+
+def _failed_address(details: str, peer: Peer) -> str:
+    """Returns the address as it was given, and of several servers the one that gRPC tried last."""
+    found = _LAST_TRIED.search(details)
+    address = peer.address
+    if found is None or not peer.is_several:
+        return address
+    tried = found[1].replace("%5B", "[").replace("%5D", "]")
+    return f"{tried}, the last tried of {address}" if tried != address else address
 
 
 def _certificate_remedy(peer: Peer) -> str:

@@ -38,6 +38,13 @@ _BREAK = re.compile(
 """gRPC's messages about a stream whose connection broke, with any status."""
 
 
+_UNSENT = re.compile(
+    r"failed to connect|backends failing|lookup|name resolution|resolver|errors resolving",
+    re.IGNORECASE,
+)
+"""gRPC's messages about a call for which there was no connection."""
+
+
 def from_rpc_error(error: grpc.RpcError, peer: Peer | str, request_id: str = "") -> ServerError:
     """Returns the client's error for an error of gRPC.
 
@@ -71,6 +78,7 @@ def from_rpc_error(error: grpc.RpcError, peer: Peer | str, request_id: str = "")
         violations=violations,
         retry_delay_s=retry_delay_s,
         broken=_is_break(code, details),
+        unsent=code == "UNAVAILABLE" and _UNSENT.search(details) is not None,
         request_id=request_id,
         say=say,
     )

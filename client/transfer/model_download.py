@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from treadle.client.errors import InternalError, ServerError
-from treadle.client.transfer.retry import Retry
+from treadle.client.replicas.retry import Retry
 from treadle.v1.sequence_pb2 import ExportModelRequest, ExportModelResponse, Model
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from treadle.client.errors import InputError, ServerError
 from treadle.client.messages.fields import set_field
 from treadle.client.options import StateDictOptions
-from treadle.client.transfer.retry import Retry
+from treadle.client.replicas.retry import Retry
 from treadle.v1.sequence_pb2 import (
     ImportModelEnd,
     ImportModelRequest,

@@ -14,7 +14,7 @@ import pytest
 from treadle.client.cli.main import make_parser
 from treadle.client.cli.options.shared import add_follow
 from treadle.client.generate_many import TRIES
-from treadle.client.training_run import RECONNECT_S
+from treadle.client.replicas.retry import RECONNECT_S
 from treadle.model.config import LEARNING_RATES, SamplingConfig, TrainConfig
 from treadle.model.errors import ConfigError
 from treadle.model.online.config import ONLINE_RATES, LearningConfig

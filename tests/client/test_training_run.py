@@ -17,7 +17,7 @@ from treadle.client import (
     NotFoundError,
     UnavailableError,
 )
-from treadle.client.training_run import FIRST_PAUSE_S
+from treadle.client.replicas.retry import FIRST_PAUSE_S
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake import PAUSED, STUCK, FakeServer, FakeService

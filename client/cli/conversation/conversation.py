@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from treadle.client.cli.conversation.chat_terminal import converse
 from treadle.client.cli.display.console import Console
+from treadle.client.cli.display.notices import print_break
 from treadle.client.cli.display.output_file import write_output
 from treadle.client.cli.options.values import read_state
 from treadle.client.errors import CancelledError, InputError, ServerError, UnavailableError
@@ -56,7 +57,7 @@ def talk(
     """
     from treadle.v1.sequence_pb2 import CORPUS_LAYOUT_LINES
 
-    session = client.session(model.name, **options)
+    session = client.session(model.name, on_break=print_break, **options)
     chat = Chat(session, model.layout == CORPUS_LAYOUT_LINES, console)
     if lines is None:
         return converse(chat.take, session.stop)

@@ -20,7 +20,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     add_option(
         group,
         "--server",
-        "the server's HOST:PORT or unix:/PATH",
+        "the server's HOST:PORT or unix:/PATH, or several: HOST:PORT,HOST:PORT or dns:///NAME:PORT",
         default="$TREADLE_SERVER, the profile, or 127.0.0.1:50051",
         metavar="ADDRESS",
     )
@@ -129,6 +129,11 @@ def add_encoding(parser: argparse._ActionsContainer) -> None:
 def add_follow(parser: argparse.ArgumentParser) -> None:
     """Adds how a run is shown, and how long to try to reconnect to it."""
     parser.add_argument("--quiet", action="store_true", help="print only the finished model")
+    add_reconnect(parser)
+
+
+def add_reconnect(parser: argparse._ActionsContainer) -> None:
+    """Adds --reconnect."""
     parser.add_argument(
         "--reconnect",
         dest="reconnect_s",

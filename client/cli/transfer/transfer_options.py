@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.display.notices import print_notice
 from treadle.client.cli.display.transfer_progress import TransferProgress
-from treadle.client.cli.options.values import duration
+from treadle.client.cli.options.shared import add_reconnect
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -31,15 +31,7 @@ class Outcome(NamedTuple):
 def add_transfer_options(parser: argparse.ArgumentParser) -> None:
     """Adds --quiet and --reconnect."""
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument(
-        "--reconnect",
-        dest="retry_s",
-        metavar="TIME",
-        type=duration,
-        default=60.0,
-        help="how long to try to reconnect where the connection breaks, 0 never (0 or more; "
-        "default: 60s)",
-    )
+    add_reconnect(parser)
 
 
 def add_target(parser: argparse.ArgumentParser, needs_name: bool) -> None:
@@ -80,7 +72,7 @@ def shown(args: argparse.Namespace, console: Console, verb: str) -> Iterator[dic
         yield {
             "on_progress": _advance(progress),
             "on_break": _say_break,
-            "retry_s": args.retry_s,
+            "retry_s": args.reconnect_s,
         }
 
 

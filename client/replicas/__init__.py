@@ -1,0 +1,1 @@
+"""Several servers of the same models: calls that move to another one, and what continues there."""
