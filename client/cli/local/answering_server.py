@@ -42,7 +42,7 @@ def answering_server(args: argparse.Namespace, console: Console) -> Iterator[Non
     Raises:
         UnavailableError: None answers at an address of another machine.
     """
-    from treadle.client.address import is_loopback
+    from treadle.client.address import has_replicas, is_loopback
     from treadle.client.connection import DEFAULT_ADDRESS
 
     settings = read_settings(args).values
@@ -54,7 +54,7 @@ def answering_server(args: argparse.Namespace, console: Console) -> Iterator[Non
         yield
         return
     except UnavailableError:
-        if not is_loopback(address):
+        if has_replicas(address) or not is_loopback(address):
             raise
     words = [] if args.data_dir is None else ["--data-dir", args.data_dir]
     server = LocalServer(address, log_file(), words)
