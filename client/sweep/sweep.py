@@ -28,6 +28,7 @@ from treadle.client.errors import (
 from treadle.client.files.corpus import Corpora
 from treadle.client.messages.enums import field_word
 from treadle.client.options import TrainOptions
+from treadle.client.replicas.retry import RECONNECT_S
 from treadle.client.sweep.corpus import SweepCorpus
 from treadle.client.sweep.job_follower import JobFollower, Update, Watcher
 from treadle.client.sweep.sampler import make_sampler
@@ -44,7 +45,7 @@ from treadle.client.sweep.trial_tags import (
     spec_digest,
     trial_tags,
 )
-from treadle.client.training_run import RECONNECT_S, TrainingRun
+from treadle.client.training_run import TrainingRun
 from treadle.v1.sequence_pb2 import GetServerInfoResponse, Job, Model
 
 _REFUSALS = 10
