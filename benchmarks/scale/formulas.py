@@ -67,13 +67,13 @@ class Formulas:
 
     # Jobs.
 
-    def training_machines(self, machines: float) -> float:
-        """Returns the machines that train."""
-        return machines * self.workload.training_share
+    def busy_share(self) -> float:
+        """Returns the part of all slots in which a job runs."""
+        return min(1.0, self.workload.jobs_per_machine / self.workload.slots_per_machine)
 
     def jobs(self, machines: float) -> float:
         """Returns the jobs that run."""
-        return self.training_machines(machines) * self.workload.jobs_per_machine
+        return machines * self.busy_share() * self.workload.slots_per_machine
 
     def events_per_s(self, machines: float) -> float:
         """Returns the events a second of all jobs."""
@@ -88,12 +88,13 @@ class Formulas:
 
         Each looks by itself now and then, and all of them at the news of a job that waits.
         """
-        looking = self.training_machines(machines)
+        looking = machines * (1 - math.pow(self.busy_share(), self.workload.slots_per_machine))
         return looking / self.workload.look_interval_s + looking * self.submissions_per_s(machines)
 
     def renewals_per_s(self, machines: float) -> float:
-        """Returns the statements a second that renew leases, one for each server."""
-        return self.training_machines(machines) / self.workload.renewal_interval_s
+        """Returns the statements a second that renew leases: one for each server with a job."""
+        idle = math.pow(1 - self.busy_share(), self.workload.slots_per_machine)
+        return machines * (1 - idle) / self.workload.renewal_interval_s
 
     def checkpoint_bytes(self) -> float:
         """Returns the bytes that a checkpoint writes."""

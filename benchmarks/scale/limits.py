@@ -81,7 +81,7 @@ def limits(formulas: Formulas) -> list[Limit]:
             news,
             "each event is a NOTIFY that goes to every server, and commits that notify are one at "
             "a time",
-            "progress every 10 s; then a database for each group of machines",
+            "progress every 10 s; then a database for each group",
             {"event_interval_s": 10.0},
         ),
         Limit(
@@ -89,9 +89,7 @@ def limits(formulas: Formulas) -> list[Limit]:
             lambda machines: formulas.looks_per_s(machines) * constants.look_s,
             "servers with a free slot look at the queue one at a time, each second and at each "
             "new job",
-            "a tenth of the machines trains, the others have no slots; then a database for each "
-            "group",
-            {"training_share": 0.1},
+            "a database for each group of machines",
         ),
         Limit(
             "commits of events",

@@ -114,8 +114,8 @@ def limits_text(formulas: Formulas) -> str:
         )
         notes.append(f"{limit.name}: {limit.why}")
     title = (
-        f"What all machines share: full at so many machines with "
-        f"{formulas.workload.jobs_per_machine:.0f} job each"
+        f"What all machines share: full at so many machines, with "
+        f"{formulas.workload.jobs_per_machine:g} jobs each"
     )
     return f"{title}\n\n{lined_up(rows)}\n\n" + "\n".join(notes)
 

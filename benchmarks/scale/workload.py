@@ -24,10 +24,10 @@ class Workload:
     """Sessions of one client process, which has a connection to each replica."""
 
     # Jobs.
-    training_share: float = 1.0
-    """The part of the machines that train; on the others `--training-slots` is 0."""
-    jobs_per_machine: float = 1.0
-    """Jobs that run on a machine that trains."""
+    slots_per_machine: float = 1.0
+    """Jobs that may run on a machine: `--training-slots`."""
+    jobs_per_machine: float = 0.5
+    """Jobs that do run on a machine, on average."""
     job_s: float = 600.0
     """Mean seconds of work of a job."""
     event_interval_s: float = 1.0
