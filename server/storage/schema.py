@@ -252,6 +252,8 @@ _KINDS = {
     "float | None": (float, type(None)),
 }
 _EXPECTED = [(item.name, _KINDS[str(item.type)], _EMPTY[str(item.type)]) for item in _FIELDS]
+_ROW_KINDS = [kinds for _, kinds, _ in _EXPECTED]
+"""The types that each value of a row may have."""
 
 
 def text(data: bytes) -> str | bytes:
@@ -262,12 +264,14 @@ def text(data: bytes) -> str | bytes:
         return data
 
 
-def read_row(values: Sequence[object]) -> JobRow:
+def read_row(values: Sequence[Any]) -> JobRow:
     """Returns a stored job, with its `damage` where values have the wrong type.
 
     Args:
         values: The values in the order of COLUMNS.
     """
+    if len(values) == len(_ROW_KINDS) and all(map(isinstance, values, _ROW_KINDS)):
+        return JobRow(*values)
     good = list[Any]()
     wrong = list[str]()
     for value, (name, kinds, empty) in zip(values, _EXPECTED, strict=True):

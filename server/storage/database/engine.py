@@ -52,11 +52,11 @@ class Engine(Statements):
         """
 
     @abstractmethod
-    def some_rows(self, enough: Callable[[Any], bool], statement: str, *values: Any) -> list[Any]:
+    def some_rows(self, max_bytes: int, statement: str, *values: Any) -> list[Any]:
         """Runs a statement and returns its first rows.
 
         Args:
-            enough: Called with each row; returns whether no further row is needed.
+            max_bytes: Bytes in the last column of the rows after which no more are returned.
             statement: The statement.
             values: Its values.
         """

@@ -84,15 +84,8 @@ class EventTable:
             limit: The most events to return.
             max_bytes: Bytes of payloads after which no more events are returned.
         """
-        size = 0
-
-        def enough(row: tuple[Any, ...]) -> bool:
-            nonlocal size
-            size += len(row[2]) if isinstance(row[2], bytes) else 0
-            return size >= max_bytes
-
         rows = self._engine.some_rows(
-            enough,
+            max_bytes,
             "SELECT sequence, time_s, payload FROM events WHERE job = ? AND sequence > ? "
             "ORDER BY sequence LIMIT ?",
             *(job, min(after, MAX_INTEGER), limit),

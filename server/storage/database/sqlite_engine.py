@@ -100,13 +100,15 @@ class SqliteEngine(Engine):
     def notify(self, change: Change) -> None:
         """Does nothing: no other server uses the file."""
 
-    def some_rows(self, enough: Callable[[Any], bool], statement: str, *values: Any) -> list[Any]:
+    def some_rows(self, max_bytes: int, statement: str, *values: Any) -> list[Any]:
         """Runs a statement and reads its rows as long as more are needed."""
         rows = list[Any]()
+        size = 0
         with self.translated(), closing(self.connection.cursor()) as cursor:
             for row in cursor.execute(statement, values):
                 rows.append(row)
-                if enough(row):
+                size += len(row[-1]) if isinstance(row[-1], bytes) else 0
+                if size >= max_bytes:
                     break
         return rows
 

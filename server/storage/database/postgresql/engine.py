@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
@@ -88,13 +88,13 @@ class PostgresqlEngine(Engine):
         with self.transaction() as transaction:
             transaction.notify(change)
 
-    def some_rows(self, enough: Callable[[Any], bool], statement: str, *values: Any) -> list[Any]:
+    def some_rows(self, max_bytes: int, statement: str, *values: Any) -> list[Any]:
         """Runs a statement and keeps its rows as long as more are needed.
 
         The others are read as well, one at a time: ending a statement early takes longer.
 
         Args:
-            enough: Called with each row; returns whether no further row is needed.
+            max_bytes: Bytes in the last column of the rows after which no more are returned.
             statement: The statement.
             values: Its values.
 
@@ -102,12 +102,12 @@ class PostgresqlEngine(Engine):
             The rows.
         """
         rows = list[Any]()
-        is_enough = False
+        size = 0
         with self._pool.connection() as connection, connection.cursor() as cursor:
             for row in cursor.stream(_query(statement), [*map(_value, values)]):
-                if not is_enough:
+                if size < max_bytes or not rows:
                     rows.append(row)
-                    is_enough = enough(row)
+                    size += len(row[-1])
         return rows
 
     @contextmanager
