@@ -4,8 +4,8 @@
 
     StatusError                     the status that it holds
     any ModelError                  see `CODES`
-    a failure of the machine        see `_FAILURES`: no space, too many open files, a database that
-                                    is damaged or cannot be reached, too little memory
+    a failure of the machine        see `_FAILURES`: no space, too many open files, a database or
+                                    blobs that are damaged or cannot be reached, too little memory
     anything else                   INTERNAL with an id that the log contains; never a traceback
 
 Statuses carry details of google.rpc: INVALID_ARGUMENT carries BadRequest. NOT_FOUND,
@@ -45,6 +45,8 @@ from treadle.model.errors import (
     UnknownSymbolError,
 )
 from treadle.server.failures import (
+    BlobsUnavailableError,
+    DamagedBlobError,
     DamagedDatabaseError,
     DatabaseUnavailableError,
     LostLeaseError,
@@ -326,6 +328,17 @@ _FAILURES = (
         grpc.StatusCode.UNAVAILABLE,
         "the job has moved to another server",
         1.0,
+    ),
+    _Failure(
+        _is_a(BlobsUnavailableError),
+        grpc.StatusCode.UNAVAILABLE,
+        "the store of the server's files cannot be reached for now",
+        2.0,
+    ),
+    _Failure(
+        _is_a(DamagedBlobError),
+        grpc.StatusCode.DATA_LOSS,
+        "a file in the store that the servers share is damaged; the server's log says which",
     ),
     _Failure(
         _is_a(DamagedDatabaseError),

@@ -16,7 +16,7 @@ from treadle.server.storage.model_limits import too_many_aliases
 if TYPE_CHECKING:
     from treadle.server.storage.database import Database
 
-_SHOWN = 100
+SHOWN = 100
 """Aliases of a version that are shown."""
 
 _REMEMBERED = 4096
@@ -64,7 +64,7 @@ class Aliases:
         if known is not None:
             return known
         changes = self._changes
-        found = self._database.aliases_of(model, version, _SHOWN)
+        found = self._database.aliases_of(model, version, SHOWN)
         with self._lock:
             if changes == self._changes:  # otherwise it may be from before the change
                 if len(self._known) >= _REMEMBERED:

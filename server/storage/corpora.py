@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+def is_hash(text: str) -> bool:
+    """Returns whether a text is a SHA-256 in lower-case hexadecimal."""
+    return _HASH.fullmatch(text) is not None
+
+
 class Corpora:
     """The corpora of one data directory.
 
@@ -38,13 +43,21 @@ class Corpora:
         tmp: Where corpora are written, on the same disk.
         database: Where their last use is stored.
         space: The space of their disk.
+        folder: The folder of the data directory in which they are.
 
     Raises:
         OSError: The disk failed or is full.
     """
 
-    def __init__(self, root: Path, tmp: Path, database: Database, space: DiskSpace) -> None:
-        self._home = root / "corpora"
+    def __init__(
+        self,
+        root: Path,
+        tmp: Path,
+        database: Database,
+        space: DiskSpace,
+        folder: str = "corpora",
+    ) -> None:
+        self._home = root / folder
         self._tmp = tmp
         self._database = database
         self._space = space
@@ -75,7 +88,7 @@ class Corpora:
         Raises:
             ValueError: It is not a SHA-256 in lower-case hexadecimal.
         """
-        if not _HASH.fullmatch(sha256):
+        if not is_hash(sha256):
             raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
         return self._home / sha256
 
@@ -93,7 +106,7 @@ class Corpora:
 
     def has(self, sha256: str) -> bool:
         """Returns whether the corpus of a hash is stored; False for a text that is not a hash."""
-        return _HASH.fullmatch(sha256) is not None and (self._home / sha256).is_file()
+        return is_hash(sha256) and (self._home / sha256).is_file()
 
     def touch(self, sha256: str) -> int | None:
         """Notes that a corpus is used now, so that it stays.
@@ -156,7 +169,7 @@ class Corpora:
         """Yields hash and size in bytes of every corpus on disk; other files are left out."""
         with os.scandir(self._home) as entries:
             for entry in entries:
-                if _HASH.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                if is_hash(entry.name) and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                         yield entry.name, entry.stat().st_size
 

@@ -95,17 +95,7 @@ def describe(model: StoredModel) -> Description:
         StatusError: DATA_LOSS where the file is damaged; NOT_FOUND where it is gone.
     """
     try:
-        header = read_header(model.path)
-        return Description(
-            network=header.network,
-            tokenizer=header.tokenizer.config,
-            layout=header.tokenizer.layout,
-            vocabulary_size=header.tokenizer.vocabulary_size,
-            parameter_count=header.shape.parameter_count,
-            training=header.training,
-            sha256=sha256(model.path.parent),
-            novelty_index=header.novelty_index,
-        )
+        return describe_file(model.path)
     except LoadError as error:
         raise damaged(model.name, model.version, error) from error
     except FileNotFoundError:
@@ -115,6 +105,30 @@ def describe(model: StoredModel) -> Description:
             raise
         fault = LoadError(error.strerror or "the disk failed")
         raise damaged(model.name, model.version, fault) from error
+
+
+def describe_file(path: Path, digest: str = "") -> Description:
+    """Returns the description in the file of a model.
+
+    Args:
+        path: The file.
+        digest: Its hash; empty: the one that is recorded next to it.
+
+    Raises:
+        LoadError: It is damaged.
+        OSError: It cannot be read.
+    """
+    header = read_header(path)
+    return Description(
+        network=header.network,
+        tokenizer=header.tokenizer.config,
+        layout=header.tokenizer.layout,
+        vocabulary_size=header.tokenizer.vocabulary_size,
+        parameter_count=header.shape.parameter_count,
+        training=header.training,
+        sha256=digest or sha256(path.parent),
+        novelty_index=header.novelty_index,
+    )
 
 
 def sha256(directory: Path) -> str:

@@ -120,11 +120,11 @@ class ModelStore:
         """
         self.check_free(name)
         ahead = coming.count(name)
-        count = len(self._index.numbers(name))
+        count = len(self.versions(name))
         if count + ahead >= self._limits.versions:
             raise too_many_versions(name, count, ahead)
         if not count and not ahead:
-            models = len(os.listdir(self._models))
+            models = self._model_count()
             new = sum(not self._is_there(other) for other in {*coming, name})
             if not self._is_there(name) and models + new > self._limits.models:
                 raise too_many_models(models)
@@ -235,6 +235,9 @@ class ModelStore:
     def _is_there(self, name: str) -> bool:
         return (self._models / name).exists()
 
+    def _model_count(self) -> int:
+        return len(os.listdir(self._models))
+
     def delete_alias(self, name: str, alias: str) -> None:
         """Deletes an alias of a model; its version stays.
 
@@ -254,10 +257,17 @@ class ModelStore:
         """
         description = self._described.get(model)
         if description is None:
-            description = self._described[model] = model_version.describe(model)
-            while len(self._described) > _REMEMBERED:
-                self._described.popitem(last=False)
+            description = self._describe(model)
+            self._remember(model, description)
         return description
+
+    def _describe(self, model: StoredModel) -> Description:
+        return model_version.describe(model)
+
+    def _remember(self, model: StoredModel, description: Description) -> None:
+        self._described[model] = description
+        while len(self._described) > _REMEMBERED:
+            self._described.popitem(last=False)
 
     def newest(
         self, after: str = "", is_shown: Callable[[str], bool] = lambda _: True
@@ -354,7 +364,16 @@ class ModelStore:
         pending = self._database.pending_claims(name)
         return max([*model_version.numbers(self._models / name), *pending], default=0) + 1
 
-    def claim(self, name: str, draft: Path, version: int = 0, owner: str = "") -> StoredModel:
+    def claim(
+        self,
+        name: str,
+        draft: Path,
+        version: int = 0,
+        owner: str = "",
+        *,
+        job: str = "",
+        fence: int | None = None,
+    ) -> StoredModel:
         """Makes the model in a draft a version of `name`.
 
         With a version the call may be repeated after a crash: an existing version with the same
@@ -365,11 +384,15 @@ class ModelStore:
             draft: Directory of `new_draft` that holds MODEL_FILE; it is moved away.
             version: What `next_version` returned; 0: a new one.
             owner: The caller whose job or stream made it; empty: no known one.
+            job: The id of the job that made it; empty: none did.
+            fence: The fence of the lease under which that job runs; None: it has no lease, and only
+                this server stores versions.
 
         Returns:
             The version.
 
         Raises:
+            LostLeaseError: The job has another fence.
             LoadError: The draft's file is damaged.
             StatusError: ABORTED: the version exists with other content.
             OSError: The disk failed or is full.
@@ -391,7 +414,16 @@ class ModelStore:
             model_version.sha256(self._models / name / str(version))
         return self._stat(name, version)
 
-    def claim_file(self, name: str, path: Path, version: int, owner: str = "") -> StoredModel:
+    def claim_file(
+        self,
+        name: str,
+        path: Path,
+        version: int,
+        owner: str = "",
+        *,
+        job: str = "",
+        fence: int | None = None,
+    ) -> StoredModel:
         """Makes a model's file a version of `name` by a link or a copy.
 
         The call may be repeated after a crash, as `claim`, also where the file is gone meanwhile.
@@ -401,6 +433,8 @@ class ModelStore:
             path: The file; it must be replaced, never written to, from now on.
             version: What `next_version` returned.
             owner: As for `claim`.
+            job: As for `claim`.
+            fence: As for `claim`.
 
         Returns:
             The version.
@@ -412,7 +446,7 @@ class ModelStore:
         try:
             if not self._is_claimed(name, path, version):
                 files.link_or_copy(path, draft / MODEL_FILE, self.space)
-            return self.claim(name, draft, version, owner)
+            return self.claim(name, draft, version, owner, job=job, fence=fence)
         finally:
             self.discard(draft)
 
@@ -495,8 +529,7 @@ class ModelStore:
             return True
         if model_version.file_hash(path) == model_version.file_hash(stored):
             return True
-        message = f"version {version} of model {name!r} is stored already with other weights"
-        raise StatusError(grpc.StatusCode.ABORTED, message)
+        raise taken(name, version)
 
     def _move_in(self, name: str, draft: Path, version: int) -> None:
         """Makes a draft a version that does not exist or is an empty directory."""
@@ -518,6 +551,12 @@ class ModelStore:
 
     def _tmp_name(self, kind: str) -> Path:
         return self._tmp / f"{kind}-{secrets.token_hex(8)}"
+
+
+def taken(name: str, version: int) -> StatusError:
+    """Returns ABORTED for a version that exists with other content."""
+    message = f"version {version} of model {name!r} is stored already with other weights"
+    return StatusError(grpc.StatusCode.ABORTED, message)
 
 
 def always_deleted(name: str) -> StatusError:

@@ -1,5 +1,8 @@
 """`run_retention` deletes old jobs and unused corpora at intervals.
 
+Of several servers that share them, one at a time does that, and sweeps the blobs that belong to
+nothing as well.
+
 A job is deleted, with its events and its directory, once it has been over for `job_s`; the models
 that it stored stay. A corpus is deleted once no unfinished job needs it and it was not used for
 `corpus_s`. An owner who did not use it for so long loses it even if others keep it. One pass
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.database import Database
     from treadle.server.storage.models import ModelStore
+    from treadle.server.storage.shared.shared_storage import SharedStorage
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,11 @@ _READ_PER_JOB = 10
 _LEFTOVER_S = AHEAD_S + 3600.0
 """Seconds after which an unfinished file must be from a killed process, even if the clock jumps
 meanwhile."""
+
+
+_DUTY = "retention"
+_DUTY_S = 1800.0
+"""Seconds after which another server may take over from one that does not come back."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class RetentionReport:
     """The number of versions of models that are gone, and whose owners were forgotten."""
     leftovers: int = 0
     """The number of deleted files that killed processes had not finished."""
+    blobs: int = 0
+    """The number of deleted blobs that belonged to nothing, where several servers share a store."""
 
 
 async def run_retention(
@@ -105,15 +116,50 @@ async def run_retention(
 
 def apply_retention(data_dir: DataDir, periods: RetentionPeriods) -> RetentionReport:
     """Makes one pass, unless the clock is doubtful; see `delete_expired`."""
-    with suppress(OSError):
-        data_dir.spare.fill()
+    if data_dir.spare is not None:
+        with suppress(OSError):
+            data_dir.spare.fill()
     now_s = data_dir.trusted_clock.now()
     if now_s is None:
         return RetentionReport()
     left = sweep_temporary_kernels() + _delete_leftovers(data_dir.jobs.root, now_s)
+    if data_dir.shared is not None:
+        return replace(_shared_retention(data_dir, data_dir.shared, periods, now_s), leftovers=left)
     report = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, periods, now_s)
     versions = _forget_versions(data_dir.database, data_dir.models, now_s)
     return replace(report, versions=versions, leftovers=left)
+
+
+def _shared_retention(
+    data_dir: DataDir, shared: SharedStorage, periods: RetentionPeriods, now_s: float
+) -> RetentionReport:
+    """Makes one pass over what several servers share, unless another server is to do so."""
+    # Not imported where a server has everything of its own.
+    from treadle.server.storage.shared.orphan_sweep import sweep_orphans
+
+    database = data_dir.database
+    if not database.take_duty(_DUTY, shared.replica, _DUTY_S):
+        return RetentionReport()
+    jobs = tuple(
+        _delete_jobs(database, data_dir.jobs.remove, periods.job_s, now_s, set(), MAX_DELETIONS)
+    )
+    stored = {sha256 for sha256, _ in data_dir.corpora.stored()}
+    missing = sorted({sha256 for sha256, _, _ in database.corpora()} - stored)
+    gone = [sha256 for sha256 in missing if not data_dir.corpora.has(sha256)]
+    for sha256 in gone:
+        database.forget_corpus(sha256)
+    expired = _delete_corpora(database, data_dir.corpora, periods.corpus_s, now_s, set())
+    corpora = tuple(islice(expired, MAX_DELETIONS))
+    forgotten = _forget_owners(database, periods.corpus_s, now_s, set())
+    return RetentionReport(
+        jobs=jobs,
+        corpora=corpora,
+        forgotten=tuple(gone),
+        owners=sum(islice(forgotten, MAX_DELETIONS)),
+        files=database.forget_lost_files(),
+        versions=_forget_versions(database, data_dir.models, now_s),
+        blobs=sweep_orphans(shared.blobs, database, shared.orphan_s, now_s),
+    )
 
 
 def delete_expired(
@@ -143,7 +189,11 @@ def delete_expired(
         OSError: The disk failed.
         DatabaseError: The database failed.
     """
-    jobs = tuple(_delete_jobs(database, jobs_root, periods.job_s, now_s, keep, most))
+
+    def remove(job: str) -> None:
+        files.remove(jobs_root / job)
+
+    jobs = tuple(_delete_jobs(database, remove, periods.job_s, now_s, keep, most))
     orphans = tuple(_delete_orphans(database, jobs_root, now_s, keep))
     known = {sha256 for sha256, _, _ in database.corpora()}
     stored = dict(corpora.stored())
@@ -168,7 +218,7 @@ def delete_expired(
 
 def _delete_jobs(
     database: Database,
-    jobs_root: Path,
+    remove: Callable[[str], None],
     retention_s: float,
     now_s: float,
     keep: Set[str],
@@ -180,7 +230,7 @@ def _delete_jobs(
     for job in islice((job for job in old if job not in keep and _is_sound(database, job)), most):
         # The row first: a directory without a row is deleted in the next pass.
         database.delete_job(job)
-        files.remove(jobs_root / job)
+        remove(job)
         yield job
 
 

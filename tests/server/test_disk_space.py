@@ -280,6 +280,7 @@ def test_the_spare_space_lets_things_end_on_a_full_disk(data_dir: DataDir) -> No
 
 def test_the_spare_space_is_taken_where_there_is_enough(data_dir: DataDir, disk: SmallDisk) -> None:
     path = data_dir.jobs.root.parent / "spare"
+    assert data_dir.spare is not None
     disk.free = KEPT + (8 << 20)
     data_dir.spare.fill()
     assert not path.exists()

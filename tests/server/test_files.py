@@ -221,7 +221,9 @@ def test_a_call_that_is_cancelled_while_it_opens_a_file_closes_it(tmp_path: Path
     row = FileRow("file-x", "", "x", "0" * 64, 3, 1e9)
     data_dir: Any = SimpleNamespace(
         database=SimpleNamespace(files=lambda *_: [row]),
-        corpora=SimpleNamespace(touch=lambda _: None, path=lambda _: pipe),
+        corpora=SimpleNamespace(
+            touch=lambda _: None, open=lambda _: os.open(pipe, os.O_RDONLY | os.O_NOFOLLOW)
+        ),
     )
     admission: Any = SimpleNamespace(watchers=Admission(1, "calls"))
     nothing: Any = None

@@ -76,9 +76,12 @@ class Database:
 
         versions = VersionTable(engine)
         self.reserve_version = versions.reserve_version
+        self.next_version = versions.next_version
         self.add_version = versions.add_version
         self.version = versions.version
         self.versions = versions.versions
+        self.newest_versions = versions.newest_versions
+        self.count_models = versions.count_models
         self.delete_versions = versions.delete_versions
         self.set_version_owner = versions.set_version_owner
         self.version_owners = versions.version_owners
@@ -87,6 +90,7 @@ class Database:
 
         corpora = CorpusTable(engine)
         self.touch_corpus = corpora.touch_corpus
+        self.has_corpus = corpora.has_corpus
         self.corpora = corpora.corpora
         self.forget_corpus = corpora.forget_corpus
         self.owns_corpus = corpora.owns_corpus

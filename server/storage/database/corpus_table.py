@@ -26,6 +26,10 @@ class CorpusTable:
             *(sha256, size, now_s),
         )
 
+    def has_corpus(self, sha256: str) -> bool:
+        """Returns whether there is a row of a corpus."""
+        return bool(self._engine.rows("SELECT 1 FROM corpora WHERE sha256 = ?", sha256))
+
     def corpora(self) -> list[tuple[str, int, float]]:
         """Returns hash, size and time of last use of every corpus; leaves out damaged rows."""
         rows = self._engine.rows("SELECT sha256, size, used_s FROM corpora ORDER BY sha256")

@@ -1,7 +1,9 @@
 """`VersionTable` keeps whose job or stream made a version, and which versions all servers share.
 
 A server with a data directory of its own finds its versions there, and keeps only their owners
-here. Servers that share an object store find them in the table `versions`.
+here. Servers that share an object store find them in the table `versions`. The row of a version
+that was deleted stays, without a hash, so that no other version gets its number: a server that was
+stopped for a while may still be about to delete its file.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from treadle.server.storage.job_state import UNFINISHED_STATES
 from treadle.server.storage.schema import VersionRow
 
 if TYPE_CHECKING:
-    from treadle.server.storage.database.engine import Engine
+    from treadle.server.storage.database.engine import Engine, Statements
 
 _COLUMNS = "model, version, sha256, size, created_s"
+_IS_THERE = "sha256 != ''"
+"""The condition that a version was not deleted."""
 _UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED_STATES)
 
 
@@ -50,17 +54,13 @@ class VersionTable:
             LostLeaseError: The job has another fence.
         """
         with self._engine.transaction(f"model {model}") as transaction:
-            [(stored,)] = transaction.rows(
-                "SELECT COALESCE(MAX(version), 0) FROM versions WHERE model = ?", model
-            )
-            [(claimed,)] = transaction.rows(
-                "SELECT COALESCE(MAX(claim), 0) FROM jobs WHERE model = ? AND claim > 0 "
-                f"AND version = 0 AND state IN ({_UNFINISHED})",
-                model,
-            )
-            version = max(int(stored), int(claimed)) + 1
+            version = _next_version(transaction, model)
             change_job(transaction, job, {"claim": version}, fence)
         return version
+
+    def next_version(self, model: str) -> int:
+        """Returns the number above every version of a model and above what jobs have reserved."""
+        return _next_version(self._engine, model)
 
     def add_version(
         self, row: VersionRow, *, job: str = "", fence: int | None = None
@@ -93,9 +93,10 @@ class VersionTable:
         return self.version(row.model, row.version) or VersionRow(row.model, row.version)
 
     def version(self, model: str, version: int) -> VersionRow | None:
-        """Returns a version with its description; None where the number is not in use."""
+        """Returns a version with its description; None where it does not exist, or not any more."""
         rows = self._engine.rows(
-            f"SELECT {_COLUMNS}, description FROM versions WHERE model = ? AND version = ?",
+            f"SELECT {_COLUMNS}, description FROM versions "
+            f"WHERE model = ? AND version = ? AND {_IS_THERE}",
             *(model, version),
         )
         return next((VersionRow(*row) for row in rows), None)
@@ -106,19 +107,46 @@ class VersionTable:
         Args:
             model: The name of their model; None: all models.
         """
-        where = "" if model is None else "WHERE model = ? "
+        where = "" if model is None else " AND model = ?"
         values = () if model is None else (model,)
         rows = self._engine.rows(
-            f"SELECT {_COLUMNS} FROM versions {where}ORDER BY model, version", *values
+            f"SELECT {_COLUMNS} FROM versions WHERE {_IS_THERE}{where} ORDER BY model, version",
+            *values,
         )
         return [VersionRow(*row) for row in rows]
 
+    def newest_versions(self, after: str, limit: int) -> list[VersionRow]:
+        """Returns the newest version of each model with its description, by name.
+
+        Args:
+            after: The name after which they begin.
+            limit: The most models to return.
+        """
+        columns = ", ".join(f"versions.{name}" for name in (*_COLUMNS.split(", "), "description"))
+        rows = self._engine.rows(
+            "WITH newest AS (SELECT model, MAX(version) AS version FROM versions "
+            f"WHERE {_IS_THERE} AND model > ? GROUP BY model ORDER BY model LIMIT ?) "
+            f"SELECT {columns} FROM newest JOIN versions ON versions.model = newest.model "
+            "AND versions.version = newest.version ORDER BY versions.model",
+            *(after, limit),
+        )
+        return [VersionRow(*row) for row in rows]
+
+    def count_models(self) -> int:
+        """Returns how many models have a version."""
+        [(count,)] = self._engine.rows(
+            f"SELECT COUNT(DISTINCT model) FROM versions WHERE {_IS_THERE}"
+        )
+        return int(count)
+
     def delete_versions(self, model: str, versions: Sequence[int]) -> None:
-        """Deletes versions of a model, as far as they exist."""
+        """Deletes versions of a model, as far as they exist; their numbers stay taken."""
         with self._engine.transaction() as transaction:
             for version in versions:
                 transaction.run(
-                    "DELETE FROM versions WHERE model = ? AND version = ?", model, version
+                    "UPDATE versions SET sha256 = '', size = 0, description = ? "
+                    "WHERE model = ? AND version = ?",
+                    *(b"", model, version),
                 )
             transaction.notify(Change(ChangeKind.MODEL, model))
 
@@ -190,3 +218,16 @@ class VersionTable:
                     )
 
         self._engine.urgent(forget)
+
+
+def _next_version(statements: Statements, model: str) -> int:
+    """Returns the number above every version of a model and above what jobs have reserved."""
+    [(stored,)] = statements.rows(
+        "SELECT COALESCE(MAX(version), 0) FROM versions WHERE model = ?", model
+    )
+    [(claimed,)] = statements.rows(
+        "SELECT COALESCE(MAX(claim), 0) FROM jobs WHERE model = ? AND claim > 0 "
+        f"AND version = 0 AND state IN ({_UNFINISHED})",
+        model,
+    )
+    return max(int(stored), int(claimed)) + 1

@@ -1,0 +1,1 @@
+"""Models, corpora and job files that several servers share: rows of a database, and blobs."""
