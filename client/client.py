@@ -16,7 +16,7 @@ from treadle.client.access.tls import AnyPath
 from treadle.client.address import check_address
 from treadle.client.connection import DEFAULT_ADDRESS, Connection
 from treadle.client.errors import InputError, ServerError
-from treadle.client.files.corpus import Corpora
+from treadle.client.files.corpus import Corpora, is_repeatable
 from treadle.client.generate_many import Items
 from treadle.client.generation import GeneratedTexts, Generation
 from treadle.client.learn_stream import LearnedPieces, LearnStep, LearnStream, learn_requests
@@ -69,6 +69,7 @@ from treadle.v1.sequence_pb2 import (
     ImportModelResponse,
     ImportModelSpec,
     Job,
+    JobEvent,
     LearnStreamRequest,
     LearnStreamSpec,
     ListJobsRequest,
@@ -214,7 +215,8 @@ class Client:
             timeout_s: The longest that the call may take, in seconds, waiting for a slot
                 included.
             reconnect_s: How long to try to reconnect where the connection breaks after the job
-                was accepted, in seconds. No event is missed then. 0 never tries.
+                was accepted, in seconds. No event is missed then. With a `request_id`, a corpus
+                that can be read again is also sent again where it breaks before. 0 never tries.
             **options: The spec's fields, flat: `hidden_size=256, max_time_s=60, ...`. With a
                 `request_id` the call is safe to repeat: it then follows the first one's job.
                 Where no `format` is set, paths that end in .jsonl, .ndjson, .csv or .tsv are read
@@ -229,13 +231,21 @@ class Client:
         """
         whole_spec = make_spec(model, spec, options)
         choose_format(whole_spec, corpus)
-        upload = Upload(whole_spec, open_parts(corpus))
-        call = self._connection.stream(self._connection.stub.Train, upload.requests(), timeout_s)
-        upload.attach(call)
+
+        def begin(timeout_s: float | None) -> tuple[Call[JobEvent], Upload]:
+            upload = Upload(whole_spec, open_parts(corpus))
+            stub = self._connection.stub
+            call = self._connection.stream(stub.Train, upload.requests(), timeout_s)
+            upload.attach(call)
+            return call, upload
+
+        call, upload = begin(timeout_s)
+        is_safe = whole_spec.request_id != "" and is_repeatable(corpus)
         return TrainingRun(
             call,
             self._watch,
             upload=upload,
+            repeat=begin if is_safe else None,
             reconnect_s=reconnect_s,
             timeout_s=timeout_s,
         )

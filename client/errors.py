@@ -125,6 +125,13 @@ class ServerError(TreadleError):
         placed._say = lambda interface: f"{where}: {self.in_names_of(interface)}"
         return placed
 
+    def followed(self, remedy: str) -> Self:
+        """Returns the same error with a clause after the sentence, such as "begin a new one"."""
+        longer = copy.copy(self)
+        longer.args = (f"{self}; {remedy}",)
+        longer._say = lambda interface: f"{self.in_names_of(interface)}; {remedy}"
+        return longer
+
     @property
     def arguments(self) -> tuple[str, ...]:
         """The arguments that the fields at fault come from."""

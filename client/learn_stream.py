@@ -56,12 +56,19 @@ def _request(step: LearnStep) -> LearnStreamRequest:
     return LearnStreamRequest(learn=text_piece(step))
 
 
+_LOST = (
+    "what the stream has learned since it last published a version is lost: begin a new one from "
+    "that version"
+)
+
+
 class LearnedPieces(ConcurrentStream[LearnStreamRequest, LearnStreamResponse]):
     """The scores of a stream that is learned: iterate over them, one for each piece.
 
     `updates`, `published` and `unpublished` report what has happened so far.
     """
 
+    lost_with_connection = _LOST
     updates: int = 0
     """Updates of the weights so far."""
     published: tuple[Model, ...] = ()
@@ -103,6 +110,7 @@ class LearnStream(AlternatingStream[LearnStreamRequest, LearnStreamResponse]):
     What the copy has learned is lost at the end of the stream, unless it is published.
     """
 
+    lost_with_connection = _LOST
     updates: int = 0
     """Updates of the weights so far."""
 

@@ -30,9 +30,16 @@ def score_requests(
         yield ScoreStreamRequest(piece=text_piece(piece))
 
 
+_LOST = (
+    "a stream of scores cannot continue on another connection (pieces that were scored: {}): begin "
+    "a new one"
+)
+
+
 class ScoredPieces(ConcurrentStream[ScoreStreamRequest, ScoreStreamResponse]):
     """The scores of a stream: iterate over them, one for each piece, then call `result()`."""
 
+    lost_with_connection = _LOST
     _result: ScoreStreamResult | None = None
 
     def __iter__(self) -> Iterator[PieceScore]:
@@ -72,6 +79,8 @@ class ScoredPieces(ConcurrentStream[ScoreStreamRequest, ScoreStreamResponse]):
 
 class ScoreStream(AlternatingStream[ScoreStreamRequest, ScoreStreamResponse]):
     """A stream that is scored piece by piece, each answered before the next is sent."""
+
+    lost_with_connection = _LOST
 
     def send(self, text: str, end: bool = False, more: bool = False) -> PieceScore:
         """Scores the next piece.

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import grpc
 
@@ -88,9 +88,14 @@ class ResponseStream(Generic[Response]):
         call: The call under way.
     """
 
+    lost_with_connection: ClassVar[str] = ""
+    """What is lost where the connection breaks, as a clause with a place for the number of
+    responses; empty: nothing that an error has to say."""
+
     def __init__(self, call: Call[Response]) -> None:
         self._call = call
         self._closed = False
+        self._received = 0
 
     def __enter__(self) -> Self:
         return self
@@ -126,11 +131,18 @@ class ResponseStream(Generic[Response]):
         if self._closed:
             raise StopIteration
         try:
-            return next(self._call)
-        except ServerError:
+            response = next(self._call)
+        except ServerError as error:
             if self._closed:  # by another thread, while this one waited
                 raise StopIteration from None
+            # A server that leaves says itself what is lost, and when to come again.
+            is_cut = error.broken and not error.unsent and error.retry_delay_s is None
+            if is_cut and self.lost_with_connection:
+                clause = self.lost_with_connection.format(f"{self._received:,}")
+                raise error.followed(clause) from error.__cause__
             raise
+        self._received += 1
+        return response
 
 
 class RequestQueue(Generic[Request]):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 STREAMING_STATES = (JOB_STATE_UNSPECIFIED, JOB_STATE_QUEUED, JOB_STATE_RUNNING)
 """States in which a job sends events; a paused job sends none until it is resumed."""
 
+Repeat = Callable[[float | None], "tuple[Call[JobEvent], Upload]"]
+"""Calls Train again with the same spec and corpus, and a timeout in seconds."""
+
 Watch = Callable[[str, int, float | None], Call[WatchJobResponse]]
 """Calls WatchJob with a job, the last event known and a timeout in seconds."""
 
@@ -58,6 +61,8 @@ class TrainingRun(ResponseStream[JobEvent]):
         call: The call under way.
         watch: Calls WatchJob, to reconnect.
         upload: The requests of Train; None where an earlier job is watched.
+        repeat: Calls Train again where the connection breaks before the server has accepted the
+            job; None where that might train twice, or where the corpus can be read only once.
         job: The job's id, where it is known already.
         after: The number of the last event known already.
         reconnect_s: How long to try to reconnect, in seconds; 0 never tries.
@@ -70,6 +75,7 @@ class TrainingRun(ResponseStream[JobEvent]):
         watch: Watch,
         *,
         upload: Upload | None = None,
+        repeat: Repeat | None = None,
         job: str = "",
         after: int = 0,
         reconnect_s: float = RECONNECT_S,
@@ -78,6 +84,7 @@ class TrainingRun(ResponseStream[JobEvent]):
         super().__init__(call)
         self._watch = watch
         self._upload = upload
+        self._repeat = repeat
         self._reconnect_s = reconnect_s
         self._retry = Retry(reconnect_s, self._say_break, timeout_s)
         self.on_break: Callable[[ServerError], None] = ignore
@@ -186,9 +193,12 @@ class TrainingRun(ResponseStream[JobEvent]):
             except ServerError as error:
                 if self._upload is not None and self._upload.error is not None:
                     raise self._upload.error from None
-                if not self._may_reconnect():
+                if self._may_reconnect():
+                    self._reconnect(error)
+                elif self._may_repeat(error):
+                    self._train_again(error)
+                else:
                     raise
-                self._reconnect(error)
             else:
                 self._retry.succeeded()
                 return event
@@ -196,6 +206,25 @@ class TrainingRun(ResponseStream[JobEvent]):
     def _may_reconnect(self) -> bool:
         """Returns whether there is a job to reconnect to."""
         return bool(self.job) and self.state in STREAMING_STATES and self._reconnect_s > 0
+
+    def _may_repeat(self, failure: ServerError) -> bool:
+        """Returns whether to send the corpus again, to a server that was there before."""
+        if self.job or self._repeat is None or self._reconnect_s <= 0:
+            return False
+        return self._retry.is_retrying or not failure.unsent
+
+    def _train_again(self, failure: ServerError) -> None:
+        """Waits for the next attempt, and sends the corpus again.
+
+        Raises:
+            ServerError: The failure, if the connection did not break or the time is over.
+        """
+        assert self._repeat is not None
+        if not self._retry.wait(failure):
+            raise StopIteration
+        self._call, self._upload = self._repeat(self._retry.left_s)
+        if self._closed:  # meanwhile, by another thread
+            self._call.cancel()
 
     def _reconnect(self, failure: ServerError) -> None:
         """Waits for the next attempt, and asks for the events after the last one known.

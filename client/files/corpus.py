@@ -83,6 +83,14 @@ class CorpusSource:
     """Closes the file, where this module opened one."""
 
 
+def is_repeatable(corpora: Corpora) -> bool:
+    """Returns whether a corpus can be read again from its beginning."""
+    files = corpus_files(corpora)
+    parts = [corpora] if files is None else [file.data for file in files]
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike)
+    return all(isinstance(part, kinds) for part in parts)
+
+
 def open_corpus(corpus: Corpus) -> CorpusSource:
     """Opens a corpus for one upload.
 

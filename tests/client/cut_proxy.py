@@ -1,4 +1,4 @@
-"""`CutProxy` stands before a server and cuts connections after so many bytes of replies."""
+"""`CutProxy` stands before a server and cuts connections after so many bytes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ class CutProxy:
         server: The server's HOST:PORT.
         cuts: Of each connection in turn, the bytes of replies after which it is cut; those after
             are not cut.
+        uploads: The same for the bytes of requests.
     """
 
-    def __init__(self, server: str, cuts: Iterable[int] = ()) -> None:
+    def __init__(self, server: str, cuts: Iterable[int] = (), uploads: Iterable[int] = ()) -> None:
         host, _, port = server.rpartition(":")
         self._server = (host, int(port))
         self._cuts = iter(cuts)
+        self._uploads = iter(uploads)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.connections = 0
@@ -78,7 +80,7 @@ class CutProxy:
             server = socket.create_connection(self._server)
             self._open += [client, server]
             for source, target, most in (
-                (client, server, _NEVER),
+                (client, server, next(self._uploads, _NEVER)),
                 (server, client, next(self._cuts, _NEVER)),
             ):
                 self._begin(self._forward, source, target, most)
