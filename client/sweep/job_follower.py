@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from treadle.client.errors import NotFoundError, ServerError, TreadleError, UnavailableError
+from treadle.client.errors import NotFoundError, ServerError, UnavailableError
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_FAILED,
@@ -51,15 +51,21 @@ class Watcher(Protocol):
         """Describes a job."""
 
 
+class Break(NamedTuple):
+    """A connection that was lost, and is tried again."""
+
+    reason: ServerError
+
+
 class Update(NamedTuple):
     """What a follower has learned about the job of a trial."""
 
     trial: int
     """The number of the trial."""
     job: str
-    news: JobEvent | Job | TreadleError
-    """An event; the job itself, when it has ended or sends no events; or why it is followed no
-    more, a `NotFoundError` if it was deleted."""
+    news: JobEvent | Job | Break | Exception
+    """An event; the job itself, when it has ended or sends no events; a broken connection; or why
+    it is followed no more, a `NotFoundError` if it was deleted."""
 
 
 class JobFollower:
@@ -92,11 +98,14 @@ class JobFollower:
         self._closing.set()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def patiently(self, call: Callable[[], Result]) -> Result:
+    def patiently(
+        self, call: Callable[[], Result], on_break: Callable[[ServerError], None] | None = None
+    ) -> Result:
         """Makes a call, and again while the server cannot be reached.
 
         Args:
             call: Makes the call; making it twice must do no harm.
+            on_break: Called once with the error of a broken connection.
 
         Returns:
             What it returned.
@@ -113,7 +122,10 @@ class JobFollower:
                 if not (error.broken or isinstance(error, UnavailableError)):
                     raise
                 now = time.monotonic()
-                end = now + self._reconnect_s if end is None else end
+                if end is None:
+                    end = now + self._reconnect_s
+                    if on_break is not None and self._reconnect_s > 0:
+                        on_break(error)
                 if now >= end or self._closing.wait(min(pause, end - now)):
                     raise
                 pause = min(2 * pause, _LAST_PAUSE_S)
@@ -126,8 +138,11 @@ class JobFollower:
             try:
                 before = after
                 after = self._watch(trial, job, before)
-                found = self.patiently(lambda: self._client.get_job(job))
-            except TreadleError as error:
+                found = self.patiently(
+                    lambda: self._client.get_job(job),
+                    lambda error: self.updates.put(Update(trial, job, Break(error))),
+                )
+            except Exception as error:  # also what gRPC raises where the client is closed
                 self.updates.put(Update(trial, job, error))
                 return
             tries = tries + 1 if after == before else 0

@@ -23,14 +23,13 @@ from treadle.client.errors import (
     NotFoundError,
     ResourceExhaustedError,
     ServerError,
-    TreadleError,
 )
 from treadle.client.files.corpus import Corpora
 from treadle.client.messages.enums import field_word
 from treadle.client.options import TrainOptions
 from treadle.client.replicas.retry import RECONNECT_S
 from treadle.client.sweep.corpus import SweepCorpus
-from treadle.client.sweep.job_follower import JobFollower, Update, Watcher
+from treadle.client.sweep.job_follower import Break, JobFollower, Update, Watcher
 from treadle.client.sweep.sampler import make_sampler
 from treadle.client.sweep.spec import SweepSpec
 from treadle.client.sweep.trial import OPEN_STATES, Trial, TrialState, ranked
@@ -71,8 +70,8 @@ class SweepEvent:
     kind: EventKind
     """`found`: earlier trials were found; `queued`: a job was submitted; `progress`: a trial has
     come further; `pruned`: it was stopped; `ended`: it has its result; `refused`: the server did
-    not take it; `waiting`: the server is full; `finished`: all trials have ended; `alias`: the best
-    model has its alias."""
+    not take it; `waiting`: the server is full or out of reach; `finished`: all trials have ended;
+    `alias`: the best model has its alias."""
     trial: Trial | None = None
     """The trial; for `alias` the best one."""
     text: str = ""
@@ -140,6 +139,7 @@ class Sweep:
         self._begin_s: float | None = None
         self._retry_at = 0.0
         self._is_waiting = False
+        self._is_broken = False
         self._is_stopping = False
 
     def __enter__(self) -> Self:
@@ -418,8 +418,15 @@ class Sweep:
             # Somebody has deleted the job, so that it is as if it had never been.
             self._forget(trial)
             return
-        if isinstance(news, TreadleError):
+        if isinstance(news, Exception):
             raise news
+        if isinstance(news, Break):
+            if not self._is_broken:
+                self._is_broken = True
+                text = f"{news.reason}; the jobs continue, reconnecting to the server ..."
+                yield SweepEvent("waiting", text=text)
+            return
+        self._is_broken = False
         if isinstance(news, Job):
             apply_job(trial, news)
         else:

@@ -17,6 +17,7 @@ from treadle.client.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    UnavailableError,
 )
 from treadle.client.files.corpus import CorpusFile
 from treadle.client.training_run import TrainingRun
@@ -76,6 +77,10 @@ class FakeSweepServer:
         self.submissions = 0
         """How many jobs were made."""
         self.refuse: Callable[[Mapping[str, Any]], Exception | None] = lambda options: None
+        self.caller = ""
+        """Who calls."""
+        self.away = 0
+        """How many of the next calls do not reach the server."""
         self.most_open = 0
         """The most jobs that were open at once."""
         self._lock = threading.RLock()
@@ -86,8 +91,9 @@ class FakeSweepServer:
         with self._lock:
             files = cast(list[CorpusFile], corpus)
             spec = make_spec(model, None, cast(Any, options))
+            self._reach()
             for job in self.by_id.values():
-                if job.spec.request_id == spec.request_id:
+                if job.spec.request_id == spec.request_id and job.owner == self.caller:
                     if job.spec != spec:
                         raise FailedPreconditionError("it differs", code="ALREADY_EXISTS")
                     return cast(TrainingRun, FakeRun(self, job.id))
@@ -105,7 +111,7 @@ class FakeSweepServer:
     def _accept(self, model: str, spec: v1.TrainSpec, options: dict[str, Any]) -> str:
         self.submissions += 1
         id_ = f"job-{self.submissions}"
-        job = v1.Job(id=id_, model=model, state=v1.JOB_STATE_QUEUED, spec=spec)
+        job = v1.Job(id=id_, model=model, state=v1.JOB_STATE_QUEUED, spec=spec, owner=self.caller)
         job.create_time.FromSeconds(1_700_000_000 + self.submissions)
         self.by_id[id_] = job
         self.options[id_] = options
@@ -146,6 +152,7 @@ class FakeSweepServer:
 
     def next_event(self, job: str, after: int) -> v1.JobEvent | None:
         with self._lock:
+            self._reach()
             if job not in self.by_id:
                 raise NotFoundError(f"there is no job '{job}'", code="NOT_FOUND")
             if len(self.events[job]) == after:
@@ -158,8 +165,14 @@ class FakeSweepServer:
     ) -> TrainingRun:
         return cast(TrainingRun, FakeRun(self, job, after))
 
+    def _reach(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise UnavailableError("no server answers", code="UNAVAILABLE", broken=True)
+
     def get_job(self, job: str) -> v1.Job:
         with self._lock:
+            self._reach()
             if job not in self.by_id:
                 raise NotFoundError(f"there is no job '{job}'", code="NOT_FOUND")
             copied = v1.Job()
@@ -192,7 +205,9 @@ class FakeSweepServer:
         return v1.Model(name=model, version=version)
 
     def server_info(self) -> v1.GetServerInfoResponse:
-        return v1.GetServerInfoResponse()
+        info = v1.GetServerInfoResponse()
+        info.caller.name = self.caller
+        return info
 
 
 def refused(text: str) -> InvalidArgumentError:

@@ -18,6 +18,7 @@ from treadle.client.errors import (
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from treadle.client.sweep.median_rule import MedianRule
 from treadle.client.sweep.results_csv import results_csv
@@ -108,7 +109,7 @@ def test_a_sweep_left_at_any_event_continues_to_the_same_results(
     spec = sweep_spec(tmp_path, method, parallel=parallel)
     _, whole = run_whole(FakeSweepServer(losses), spec)
     generator = random.Random(7)
-    for _ in range(6):
+    for _ in range(4):
         server = FakeSweepServer(losses)
         is_done = False
         while not is_done:
@@ -204,6 +205,56 @@ def test_jobs_that_only_have_its_tag_are_no_trials(tmp_path: Path) -> None:
     _, sweep = run_whole(server, spec)
     assert len(sweep.trials) == 12
     assert server.submissions == 14
+
+
+def test_each_caller_has_sweeps_of_its_own(tmp_path: Path) -> None:
+    """An admin sees the jobs of all callers; those of others are not continued."""
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    for caller in ("one", "two"):
+        server.caller = caller
+        run_whole(server, spec)
+    assert server.submissions == 24
+    assert sorted(job.owner for job in server.by_id.values()) == ["one"] * 12 + ["two"] * 12
+
+
+def test_a_server_that_is_away_for_a_while_changes_nothing(tmp_path: Path) -> None:
+    spec = sweep_spec(tmp_path)
+    _, whole = run_whole(FakeSweepServer(losses), spec)
+    server = FakeSweepServer(losses)
+    with Sweep(server, spec) as sweep:
+        kinds: list[str] = []
+        for event in sweep:
+            if len(kinds) in (10, 40):
+                server.away = 3
+            kinds.append(event.kind)
+            if event.kind == "waiting":
+                assert event.text == (
+                    "no server answers; the jobs continue, reconnecting to the server ..."
+                )
+        assert table(sweep) == table(whole)
+    assert server.submissions == 12
+
+
+def test_a_server_that_stays_away_ends_the_sweep(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    with Sweep(server, sweep_spec(tmp_path), reconnect_s=0.0) as sweep:
+        while not sweep.trials:
+            next(sweep)
+        server.away = 10**9
+        with pytest.raises(UnavailableError, match="no server answers"):
+            sweep.result()
+
+
+def test_an_error_in_a_thread_ends_the_sweep(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+
+    def broken(*_: object, **__: object) -> Any:
+        raise ValueError("Cannot invoke RPC on closed channel!")
+
+    server.watch = broken  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="closed channel"):
+        run_whole(server, sweep_spec(tmp_path))
 
 
 def test_a_corpus_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
