@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,11 +11,14 @@ from typing import Any
 
 import kubernetes_validate
 import promql_parser
+import psycopg
 import pytest
 import yaml  # type: ignore[import-untyped]
 from kustomization import MERGE_KEYS, Object, documents, render
 
+from treadle.server.cli import build_parser, read_config
 from treadle.server.config import ServerConfig
+from treadle.server.storage.blobs.opening import url_fault
 from treadle.server.telemetry.server_state import READINGS
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -446,9 +449,19 @@ def test_compose_publishes_on_this_machine_alone(service: dict[str, Any]) -> Non
     assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in sorted(SETTINGS) if name not in (*REPLICAS, "ray")]
-)
-def test_every_variable_is_a_setting(name: str) -> None:
-    names = {f"TREADLE_{field.name.upper()}" for field in dataclasses.fields(ServerConfig)}
-    assert {variable for variable in SETTINGS[name] if variable[:8] == "TREADLE_"} <= names
+def test_the_server_takes_every_variable(settings: dict[str, str]) -> None:
+    """Each stands in its help, and together they are settings with which a server could start."""
+    variables = {name for name in settings if name.startswith("TREADLE_")}
+    parser = build_parser()
+    assert variables <= set(re.findall(r"TREADLE_\w+", parser.format_help()))
+    config = read_config(vars(parser.parse_args([])), settings)
+    assert config.shares_storage() == ("TREADLE_DATABASE_URL" in settings)
+    assert not url_fault(config.blobs_url or "s3://bucket")
+
+
+def test_the_database_is_in_a_file_that_libpq_reads() -> None:
+    """So that no password is in a variable, and a new one needs no new start."""
+    for name in REPLICAS:
+        url = SETTINGS[name]["TREADLE_DATABASE_URL"]
+        assert psycopg.conninfo.conninfo_to_dict(url) == {"service": "treadle"}
+        assert SETTINGS[name]["PGSERVICEFILE"].startswith("/run/secrets/")

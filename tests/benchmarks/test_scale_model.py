@@ -272,3 +272,19 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(SystemExit):
         scale_model.main(arguments)
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.shared
+def test_every_constant_can_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = scale_model.measure(0.2)
+    left_out = capsys.readouterr().err.splitlines()
+    missing = [item.name for item in fields(Constants) if math.isnan(_value(measured, item.name))]
+    mpi = {"exchange_s", "exchange_byte_s"}
+    assert set(missing) <= mpi, left_out
+    assert bool(missing) == any("MPI" in line for line in left_out)
+    assert scale_model.report(measured, Workload())
+
+
+def _value(measured: Measured, name: str) -> float:
+    value: float = getattr(measured.constants, name)
+    return value
