@@ -107,6 +107,8 @@ def serve(callers: Sequence[str] = (), flags: Sequence[str] = ()) -> Iterator[Lo
         finally:
             server.terminate()
             server.wait()
+            if server.stdout is not None:
+                server.stdout.close()
 
 
 def _make_pair(folder: Path) -> bytes:

@@ -16,7 +16,7 @@ from treadle.benchmarks.scale.constants import Constants, Measured
 from treadle.benchmarks.scale.formulas import Formulas, erlang_c, queue_wait_s
 from treadle.benchmarks.scale.job_simulation import JobSettings, JobSimulation
 from treadle.benchmarks.scale.limits import Limit, limits, machines_then
-from treadle.benchmarks.scale.report import comparison_text
+from treadle.benchmarks.scale.report import comparison_text, report
 from treadle.benchmarks.scale.session_simulation import (
     AutoscalerRule,
     SessionSettings,
@@ -282,7 +282,7 @@ def test_every_constant_can_be_measured(capsys: pytest.CaptureFixture[str]) -> N
     mpi = {"exchange_s", "exchange_byte_s"}
     assert set(missing) <= mpi, left_out
     assert bool(missing) == any("MPI" in line for line in left_out)
-    assert scale_model.report(measured, Workload())
+    assert report(measured, Workload())
 
 
 def _value(measured: Measured, name: str) -> float:
