@@ -20,7 +20,7 @@ _ELSEWHERE = {
 
 _SPLIT = "it changes what the loss is measured on, so that losses cannot be compared"
 _REPORTS = "it changes what is reported, and nothing of the model"
-_LIMIT = "it is a limit of the machine and not a setting of the model"
+_LIMIT = "it is a matter of the machine and changes nothing of the model"
 
 _NOT_SEARCHED = {
     "column": _SPLIT,
@@ -31,6 +31,7 @@ _NOT_SEARCHED = {
     "max_memory_bytes": _LIMIT,
     "max_wall_time_s": _LIMIT,
     "missing": _SPLIT,
+    "nodes": _LIMIT,
     "novelty_index": _REPORTS,
     "preset": "the server chooses settings by it: set them one by one",
     "progress_interval_s": _REPORTS,
