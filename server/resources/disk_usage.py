@@ -26,6 +26,8 @@ _PATIENCE_S = 0.25
 """Seconds that a scrape waits for a walk."""
 
 _FOLDERS = ("corpora", "jobs", "models")
+_CACHE = "cache"
+"""The folder of copies of blobs, which only a server has that shares its data with others."""
 _DATABASE = "treadle.db"
 
 
@@ -42,7 +44,7 @@ class DiskUsage:
         self._closed = threading.Event()
         self._due_s = 0.0
         self.sizes: Mapping[str, float] = {}
-        """Bytes by what they hold: corpora, jobs, models, database, other."""
+        """Bytes by what they hold: corpora, jobs, models, database, other; cache, if any."""
         self.free = 0.0
         """Bytes that are free on the disk."""
 
@@ -72,11 +74,11 @@ class DiskUsage:
         sizes = dict.fromkeys((*_FOLDERS, "database", "other"), 0.0)
         with os.scandir(self._root) as entries:
             for entry in entries:
-                if entry.name in _FOLDERS:
+                if entry.name in (*_FOLDERS, _CACHE):
                     kind = entry.name
                 else:  # with the files that SQLite keeps next to it
                     kind = "database" if entry.name.startswith(_DATABASE) else "other"
-                sizes[kind] += self._size(entry)
+                sizes[kind] = sizes.get(kind, 0.0) + self._size(entry)
         disk = os.statvfs(self._root)
         return sizes, float(disk.f_bavail * disk.f_frsize)
 

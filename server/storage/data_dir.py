@@ -54,8 +54,6 @@ REPAIRED_FILE = "treadle.db.repaired"
 
 CLOCK_FILE = "clock"
 SPARE_FILE = "spare"
-CACHE_FOLDER = "cache"
-"""The folder of copies of blobs, where several servers share a store."""
 
 
 class DataDir:
@@ -86,7 +84,7 @@ class DataDir:
         """Space to give up on a full disk; None: none is kept, since the database is elsewhere."""
         jobs = root / "jobs"
         tmp = root / "tmp"
-        models = root / ("models" if shared is None else CACHE_FOLDER)
+        models = root / ("models" if shared is None else shared.folder)
         with contextlib.ExitStack() as opened:
             if shared is not None:
                 opened.callback(shared.close)

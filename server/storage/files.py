@@ -51,10 +51,20 @@ class DiskSpace:
         """Bytes of it to leave free."""
         self.reserved = reserved
         """Returns the bytes that running jobs need to continue."""
+        self.make_room: Callable[[int], object] = lambda missing: None
+        """Called with the bytes that are missing: removes what is only kept to save time."""
 
     def free(self) -> int:
         """Returns the bytes that are free."""
         return shutil.disk_usage(self._path).free
+
+    def _free_of(self, least: int) -> int:
+        """Returns the bytes that are free, which should be so many."""
+        free = self.free()
+        if free < least:
+            self.make_room(least - free)
+            free = self.free()
+        return free
 
     def require(self, size: int = 0) -> None:
         """Checks that bytes may be written.
@@ -67,7 +77,7 @@ class DiskSpace:
             OSError: The disk failed.
         """
         least = self.min_free_bytes + self.reserved()
-        free = self.free()
+        free = self._free_of(least + size)
         if free < least + size:
             raise NoSpaceError(size, free, least)
 
@@ -78,7 +88,7 @@ class DiskSpace:
             NoSpaceError: They are not free.
             OSError: The disk failed.
         """
-        free = self.free()
+        free = self._free_of(self.min_free_bytes)
         if free < self.min_free_bytes:
             raise NoSpaceError(0, free, self.min_free_bytes)
 
@@ -94,7 +104,8 @@ class DiskSpace:
             OSError: The disk failed.
         """
         least = self.min_free_bytes + self.reserved()
-        return self.free() >= least + least // 4 + size + _AGAIN_BYTES
+        most = least + least // 4 + size + _AGAIN_BYTES
+        return self._free_of(most) >= most
 
 
 class SpareSpace:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from treadle.server.storage.corpora import Corpora
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.database import Database
-    from treadle.server.storage.models import ModelStore
     from treadle.server.storage.shared.shared_storage import SharedStorage
 
 logger = logging.getLogger(__name__)
@@ -54,6 +53,7 @@ meanwhile."""
 
 
 _DUTY = "retention"
+_SWEEP = "sweep"
 _DUTY_S = 1800.0
 """Seconds after which another server may take over from one that does not come back."""
 
@@ -126,7 +126,7 @@ def apply_retention(data_dir: DataDir, periods: RetentionPeriods) -> RetentionRe
     if data_dir.shared is not None:
         return replace(_shared_retention(data_dir, data_dir.shared, periods, now_s), leftovers=left)
     report = delete_expired(data_dir.database, data_dir.corpora, data_dir.jobs.root, periods, now_s)
-    versions = _forget_versions(data_dir.database, data_dir.models, now_s)
+    versions = _forget_versions(data_dir.database, data_dir.models.is_stored, now_s)
     return replace(report, versions=versions, leftovers=left)
 
 
@@ -151,14 +151,18 @@ def _shared_retention(
     expired = _delete_corpora(database, data_dir.corpora, periods.corpus_s, now_s, set())
     corpora = tuple(islice(expired, MAX_DELETIONS))
     forgotten = _forget_owners(database, periods.corpus_s, now_s, set())
+    versions = {(row.model, row.version) for row in database.versions()}
+    # By a name that nobody has a second time: it lists the whole store, so it is not for each pass.
+    sweep = f"{shared.replica} {now_s}"
+    sweeps = database.take_duty(_SWEEP, sweep, max(0.0, shared.orphan_s))
     return RetentionReport(
         jobs=jobs,
         corpora=corpora,
         forgotten=tuple(gone),
         owners=sum(islice(forgotten, MAX_DELETIONS)),
         files=database.forget_lost_files(),
-        versions=_forget_versions(database, data_dir.models, now_s),
-        blobs=sweep_orphans(shared.blobs, database, shared.orphan_s, now_s),
+        versions=_forget_versions(database, lambda *version: version in versions, now_s),
+        blobs=sweep_orphans(shared.blobs, database, shared.orphan_s, now_s) if sweeps else 0,
     )
 
 
@@ -304,12 +308,14 @@ def _forget_owners(
             yield 1
 
 
-def _forget_versions(database: Database, models: ModelStore, now_s: float) -> int:
+def _forget_versions(
+    database: Database, is_stored: Callable[[str, int], bool], now_s: float
+) -> int:
     """Forgets the owners of versions that do not exist; returns how many."""
     count = 0
     for model, version, _, created_s in database.version_owners():
         # The version of a new row may be about to be there.
-        if now_s - created_s > ORPHAN_S and not models.is_stored(model, version):
+        if now_s - created_s > ORPHAN_S and not is_stored(model, version):
             database.forget_versions(model, [version])
             count += 1
     return count

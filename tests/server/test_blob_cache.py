@@ -198,29 +198,26 @@ def test_a_local_file_need_not_be_fetched(setup: Setup) -> None:
     assert setup.blobs.streamed == 0
 
 
-def test_a_full_disk_takes_the_cache_first(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_takes_from_the_cache_what_is_not_in_use(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = setup.opened(1 << 20)
-    hashes = {key: setup.store(key) for key in "abc"}
-    for key in "ab":
+    hashes = {key: setup.store(key) for key in "abcd"}
+    held = cache.hold("a", hashes["a"])
+    for key in "bc":
         with cache.use(key, hashes[key]):
             pass
-
-    def require(size: int = 0) -> None:
-        if setup.names() & {hashes["a"], hashes["b"]}:
-            raise NoSpaceError(size, 0, 1)
-
-    monkeypatch.setattr(setup.space, "require", require)
-    with cache.use("c", hashes["c"]):
-        assert setup.names() == {hashes["c"]}
-    held = cache.hold("c", hashes["c"])
-    monkeypatch.setattr(setup.space, "require", lambda size=0: _full(size))
+    monkeypatch.setattr(setup.space, "free", lambda: 3500 - cache.size_bytes)
+    setup.space.require_least()
+    assert cache.size_bytes == 3000
+    with cache.use("d", hashes["d"]):
+        assert setup.names() == {hashes["a"], hashes["c"], hashes["d"]}
+    setup.space.require(2000)
+    assert setup.names() == {hashes["a"]}
     with pytest.raises(NoSpaceError):
-        cache.hold("a", hashes["a"])
+        setup.space.require(3000)
+    assert setup.names() == {hashes["a"]}
     held.release()
-
-
-def _full(size: int) -> None:
-    raise NoSpaceError(size, 0, 1)
 
 
 def test_a_forgotten_file_goes_unless_it_is_in_use(setup: Setup) -> None:

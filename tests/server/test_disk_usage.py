@@ -52,6 +52,9 @@ def test_sizes_by_what_they_hold(root: Path) -> None:
         (root / "corpora" / "new").write_bytes(b"x")
         await usage.refresh()  # so soon, it is that of before
         assert usage.sizes["corpora"] == 7
+        (root / "cache").mkdir()
+        (root / "cache" / "abc").write_bytes(b"xy")
+        assert (await asyncio.to_thread(usage._walk))[0]["cache"] == 2
 
     asyncio.run(test())
 

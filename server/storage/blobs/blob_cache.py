@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from treadle.model.atomic_files import remove_leftovers
-from treadle.server.failures import is_full
 from treadle.server.storage.blobs.blob_store import BlobStore
 from treadle.server.storage.files import DiskSpace, link_or_copy
 from treadle.server.storage.model_version import file_hash
@@ -102,6 +101,7 @@ class BlobCache:
             if _HASH.fullmatch(path.name):
                 self._note(path.name, path.stat().st_size)
         self._evict()
+        space.make_room = self.make_room
 
     @property
     def size_bytes(self) -> int:
@@ -224,15 +224,10 @@ class BlobCache:
         self._evict()
 
     def _fetch(self, key: str, sha256: str, path: Path) -> None:
-        """Fetches a blob; on a full disk again, after what nobody uses was removed."""
+        """Fetches a blob."""
         if path.exists():
             logger.warning("%s in the cache is damaged, and is fetched again", key)
-        try:
-            self._blobs.fetch(key, path, sha256, self._space.require)
-        except OSError as error:
-            if not is_full(error) or not self._evict(0):
-                raise
-            self._blobs.fetch(key, path, sha256, self._space.require)
+        self._blobs.fetch(key, path, sha256, self._space.require)
 
     def _release(self, sha256: str) -> None:
         with self._lock:
@@ -247,27 +242,29 @@ class BlobCache:
         self._entries.move_to_end(sha256)
         return entry
 
-    def _evict(self, most: int | None = None) -> int:
-        """Removes what was not used for longest until so many bytes are left.
+    def make_room(self, missing: int) -> None:
+        """Removes what was not used for longest, as far as nobody uses it.
 
         Args:
-            most: Bytes to leave; None: as many as the cache may have, and the file used last.
-
-        Returns:
-            The bytes that were removed.
+            missing: The bytes that are needed on the disk.
         """
-        left = self._max_bytes if most is None else most
-        removed = 0
+        self._remove_until(self._bytes - missing, "")
+
+    def _evict(self) -> None:
+        """Removes what was not used for longest while all together is too large."""
         with self._lock:
-            newest = next(reversed(self._entries), "") if most is None else ""
+            newest = next(reversed(self._entries), "")
+        self._remove_until(self._max_bytes, newest)
+
+    def _remove_until(self, left: int, kept: str) -> None:
+        """Removes files until so many bytes are left, except the one of a hash."""
+        with self._lock:
             for sha256 in [*self._entries]:
                 if self._bytes <= left:
                     break
                 entry = self._entries[sha256]
-                if not entry.users and sha256 != newest and sha256 not in self._fetching:
-                    removed += entry.size
+                if not entry.users and sha256 != kept and sha256 not in self._fetching:
                     self._remove(sha256)
-        return removed
 
     def _remove(self, sha256: str) -> None:
         self._bytes -= self._entries.pop(sha256).size

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from treadle.server.storage.files import DiskSpace
     from treadle.server.storage.model_limits import ModelLimits
 
-CACHE_FOLDER = "cache"
-"""The folder of a data directory that holds copies of blobs."""
-
 
 @dataclass(frozen=True)
 class SharedStores:
@@ -49,6 +46,8 @@ class SharedStorage:
     """The id of this server."""
     orphan_s: float = 3600.0
     """Seconds after which a blob is deleted that belongs to nothing."""
+    folder: str = "cache"
+    """The folder of the data directory that holds copies of blobs."""
 
     def stores(self, root: Path, tmp: Path, space: DiskSpace, limits: ModelLimits) -> SharedStores:
         """Returns what a server reads and writes.
@@ -62,14 +61,14 @@ class SharedStorage:
         Raises:
             OSError: The disk failed or is full.
         """
-        place = root / CACHE_FOLDER
+        place = root / self.folder
         database = self.database
         blobs = self.blobs
         cache = BlobCache(place, blobs, space, self.cache_bytes)
         return SharedStores(
             SharedModelStore(place, tmp, database, space, limits, blobs=blobs, cache=cache),
             SharedJobFiles(root / "jobs", tmp, blobs, cache, database, space),
-            SharedCorpora(root, tmp, database, space, CACHE_FOLDER, blobs=blobs, cache=cache),
+            SharedCorpora(root, tmp, database, space, self.folder, blobs=blobs, cache=cache),
             cache,
         )
 
