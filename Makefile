@@ -105,8 +105,9 @@ test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked ind
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)
 
 # Quick tests against the same servers are part of `make test`, where the servers are installed.
-test-shared: $(STAMP) kernels ## Install PostgreSQL, run the slow tests of shared storage: SHARED=...
+test-shared: $(STAMP) kernels ## Install PostgreSQL and Ray, run the slow tests of shared storage: SHARED=...
 	tests/services/install.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -m shared $(SHARED)
 
 fuzz: $(STAMP) ## Try many odd requests, files, states: MINUTES=10, or FUZZ='state 1000'

@@ -159,6 +159,19 @@ NOT_RUN = [
     NotRun("docs/operations.md", "pg_dump", "needs PostgreSQL: tests/server/test_postgresql.py"),
     NotRun("docs/scale.md", "treadle-database", "needs a cluster: tests/test_deploy.py"),
     NotRun("docs/scale.md", "--build-arg LOCK=ray.lock", "needs a cluster: tests/test_deploy.py"),
+    NotRun(
+        "docs/scale.md",
+        "ray start --head --port",
+        "needs machines: tests/server/test_ray_cluster.py",
+    ),
+    NotRun(
+        "docs/scale.md", "ray start --address", "needs machines: tests/server/test_ray_cluster.py"
+    ),
+    NotRun(
+        "docs/scale.md",
+        "--executor ray --training-slots",
+        "needs machines: tests/server/test_ray_cluster.py",
+    ),
     NotRun("docs/pytorch.md", "class SequenceModel", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "def load(path)", "needs PyTorch: tests/golden"),
     NotRun("docs/pytorch.md", "class FactoredModel", "needs PyTorch: tests/golden"),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
-from treadle.server.jobs import worker_protocol
+from treadle.server.jobs import executors, worker_protocol
 from treadle.server.jobs.executors.executor import JobNeeds
 from treadle.server.jobs.executors.ray_executor import RayExecutor
 from treadle.server.jobs.executors.ray_worker import RayWorker
@@ -203,6 +205,22 @@ def test_without_ray_the_flag_says_what_to_install(monkeypatch: pytest.MonkeyPat
         await executor.close()
 
     asyncio.run(main())
+
+
+def test_ray_is_loaded_by_its_own_process_alone() -> None:
+    """A server without the flag must not pay for it, and one with it must not end with Ray."""
+    folder = Path(executors.__file__).parent
+    own = {"ray_bridge", "remote_run"}
+    for path in folder.parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                loads_ray = name.split(".")[0] == "ray" or name.rpartition(".")[2] in own
+                assert not loads_ray or path.stem in own, (path, name)
 
 
 def test_the_settings_of_an_executor_go_together() -> None:
