@@ -85,6 +85,12 @@ EDITS = [
     Edit("docs/operations.md", "/data", "treadle-data", _ELSEWHERE),
     Edit("docs/operations.md", "/backup", "backup", _ELSEWHERE),
     Edit("docs/page.md", "127.0.0.1:8080", "127.0.0.1:0", "another program may use the port"),
+    Edit(
+        "docs/scale.md",
+        "python benchmarks/scale_model.py",
+        "python benchmarks/scale_model.py --no-simulation",
+        "takes half a minute: tests/benchmarks/test_scale_model.py",
+    ),
     Edit("docs/security.md", "--max-steps 20", "--max-steps 5", _SHORTER),
     Edit(
         "docs/pytorch.md",
