@@ -1,4 +1,4 @@
-"""`main` is `treadle-train`: it trains a model from a file of settings, on one machine or on many.
+"""`run` is `treadle-train`: it trains a model from a file of settings, on one machine or on many.
 
     treadle-train names.toml
     mpirun -n 4 treadle-train names.toml
@@ -45,6 +45,12 @@ class _Parser(argparse.ArgumentParser):
 
 class UsageError(Exception):
     """An option or the spec is at fault."""
+
+
+def run() -> int:
+    """Runs the command as the process; returns its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until there is something to keep
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,21 +212,23 @@ def _train(options: argparse.Namespace, threads: int, ranks: Ranks | None) -> in
 
     def interrupt(number: int, frame: object) -> None:
         if signals or not runs:  # a second time, or while the corpus is read: nothing is lost
+            if ranks is not None:
+                ranks.abort(128 + number)
             os._exit(128 + number)
         signals.append(number)
         runs[0].interrupted = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    run = Run(config, files, threads, options.checkpoint_interval_s, ranks)
-    runs.append(run)
+    training = Run(config, files, threads, options.checkpoint_interval_s, ranks)
+    runs.append(training)
     report = _Report(options.json)
-    report.started(run.started, run.steps, threads, 1 if ranks is None else ranks.size)
-    model = run.train(report.progress)
+    report.started(training.started, training.steps, threads, 1 if ranks is None else ranks.size)
+    model = training.train(report.progress)
     if model is None:
-        where = f"the checkpoint in {folder}" if run.steps else "the beginning"
+        where = f"the checkpoint in {folder}" if training.steps else "the beginning"
         report.say(
-            f"interrupted after {run.steps:,} steps: the same command continues from {where}"
+            f"interrupted after {training.steps:,} steps: the same command continues from {where}"
         )
         return 128 + signals[0]
     report.say(f"wrote {output}", event="saved", output=str(output))
@@ -296,4 +304,4 @@ def _fail(sentence: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

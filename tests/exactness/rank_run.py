@@ -99,21 +99,35 @@ def results(
     threads: int = 1,
     stop: int | None = None,
     folder: str = "",
+    interrupt: bool = False,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    return {name: _run(name, threads, stop, folder, ranks) for name in names}
+    """Trains networks; with `interrupt`, every fourth look drops the step."""
+    return {name: _run(name, threads, stop, folder, interrupt, ranks) for name in names}
 
 
 def _run(
-    name: str, threads: int, stop: int | None, folder: str, ranks: Ranks | None
+    name: str,
+    threads: int,
+    stop: int | None,
+    folder: str,
+    interrupt: bool,
+    ranks: Ranks | None,
 ) -> dict[str, Any]:
+    looks = itertools.count()
     text = WORDS if name == "lstm many words" else small_run.TEXT
     run = Trainer(text.encode(), CONFIGS[name], threads, ranks=ranks)
     state = Path(folder, f"{name}.state") if folder else None
     if state is not None and stop is None:
         assert run.restore_state(state)
     with without_time():
-        progresses = list(run.run(between=lambda: stop is not None and run.steps >= stop))
+        progresses = list(
+            run.run(
+                between=lambda: stop is not None and run.steps >= stop,
+                # Not while a sample is drawn, which would pause the run.
+                interrupted=lambda: interrupt and not run._between_steps and next(looks) % 4 == 3,
+            )
+        )
     if stop is not None:
         assert state is not None
         run.save_state(state)

@@ -112,6 +112,7 @@ def test_a_job_outlives_a_killed_rank_and_leaves_none_behind(server: Server) -> 
     wait_for(lambda: not processes(server))
 
 
+@pytest.mark.shared
 def test_no_rank_outlives_the_server(tmp_path: Path) -> None:
     server = Server(tmp_path / "data", *NODES, environment=ENVIRONMENT)
     try:

@@ -14,8 +14,8 @@ from treadle.kernels.source_digests import source_digest
 from treadle.model.errors import PackageError
 from treadle.model.network.ranks.ranks import Ranks
 
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
-"""Variables that say to a process of mpirun how many there are: of Open MPI and of MPICH."""
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Variables that say to a process of mpirun how many there are: of Open MPI, MPICH and Slurm."""
 
 INSTALL = "pip install '.[mpi]' in a checkout of Treadle"
 
