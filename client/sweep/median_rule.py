@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from statistics import median
 
 
@@ -22,22 +23,22 @@ class MedianRule:
         self._after_trials = after_trials
         self._after_validations = after_validations
 
-    def is_hopeless(self, values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    def is_hopeless(self, best: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
         """Returns whether a trial is to be stopped now.
 
         Args:
-            values: Its values, validation by validation; less is better.
+            best: Its best value after each of its validations; less is better.
             others: Those of the trials that came to their end.
         """
-        count = len(values)
+        count = len(best)
         if count <= self._after_validations:
             return False
-        compared = [_best(each[:count]) for each in others if len(each) >= count]
+        compared = [each[count - 1] for each in others if len(each) >= count]
         if len(compared) < self._after_trials:
             return False
-        return _best(values) > median(compared)
+        return best[-1] > median(compared)
 
 
-def _best(values: Sequence[float]) -> float:
-    """Returns the least of the finite values; infinity without any."""
-    return min((value for value in values if math.isfinite(value)), default=math.inf)
+def running_best(values: Iterable[float]) -> list[float]:
+    """Returns the least finite value up to each place; infinity before the first one."""
+    return list(accumulate((each if math.isfinite(each) else math.inf for each in values), min))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice, product
 from typing import Protocol
 
-from treadle.client.sweep.median_rule import MedianRule
+from treadle.client.sweep.median_rule import MedianRule, running_best
 from treadle.client.sweep.search_space import Value, share_of
 from treadle.client.sweep.spec import SweepSpec
 from treadle.client.sweep.trial import Trial
@@ -46,6 +46,8 @@ class PlainSampler:
     def __init__(self, spec: SweepSpec) -> None:
         self._spec = spec
         self._rule = MedianRule(spec.prune_after_trials, spec.prune_after_validations)
+        self._seen = 0
+        self._others: list[list[float]] = []
         self._grid: list[dict[str, Value]] = []
         if spec.method == "grid":
             rows = product(*(values.grid() for values in spec.search.values()))
@@ -66,14 +68,19 @@ class PlainSampler:
 
     def is_hopeless(self, trial: Trial, validations: int, settled: Sequence[Trial]) -> bool:
         """Returns whether the rule of medians stops a trial."""
-        metric = self._spec.metric
-        own = [each.value(metric) for each in trial.validations[:validations]]
-        others = [
-            [each.value(metric) for each in other.counted]
-            for other in settled
-            if other.state == "succeeded"
-        ]
-        return self._rule.is_hopeless(own, others)
+        # The first trials are the same ones each time, and there may be thousands.
+        if len(settled) < self._seen:
+            self._seen = 0
+            self._others = []
+        ended = [each for each in settled[self._seen :] if each.state == "succeeded"]
+        self._others += [self._best(each, len(each.counted)) for each in ended]
+        self._seen = len(settled)
+        return self._rule.is_hopeless(self._best(trial, validations), self._others)
+
+    def _best(self, trial: Trial, validations: int) -> list[float]:
+        """Returns the best value of a trial after each of its first validations."""
+        counted = trial.validations[:validations]
+        return running_best(each.value(self._spec.metric) for each in counted)
 
 
 def make_sampler(spec: SweepSpec) -> Sampler:

@@ -95,6 +95,8 @@ def check_setting(name: str, value: Any, place: str) -> None:
     if is_flag != isinstance(value, bool):
         form = "true or false" if is_flag else "no truth value"
         raise InputError(f"{place} must be {form}, not {_shown(value)}")
+    if name.endswith("_s") and isinstance(value, str):
+        raise InputError(f"{place} must be seconds as a number, such as 90, not {value!r}")
     try:
         set_field(getattr(spec, group) if group else spec, field, value)
     except InputError as error:

@@ -187,6 +187,10 @@ def _train(table: Mapping[str, Any]) -> dict[str, Any]:
     settings = {}
     for key, value in table.items():
         name = setting_name(key, "train")
+        if name in settings:
+            raise InputError(
+                f"train.{key} is there twice, with _ and with -: leave one of them out"
+            )
         check_setting(name, value, f"train.{key}")
         settings[name] = value
     return settings
@@ -198,6 +202,8 @@ def _search(table: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Va
     metric = fields.get("metric", "best_valid_loss")
     for key, value in table.items():
         name = setting_name(key, "search")
+        if name in space:
+            raise InputError(f"search.{key} is there twice, with _ and -: leave one of them out")
         check_searched(name, metric)
         place = f"search.{key}"
         if isinstance(value, Mapping):

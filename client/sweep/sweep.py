@@ -274,9 +274,11 @@ class Sweep:
         parts = differing_parts(job.spec.tags[DIGEST], self._digest)
         if parts:
             jobs = "job" if count == 1 else "jobs"
+            differ = "differs" if len(parts) == 1 else "differ"
             raise InputError(
                 f"sweep {self.spec.name!r} has {count:,} {jobs} of another file: "
-                f"{' and '.join(parts)} differ; take another name, or restore the file to continue"
+                f"{' and '.join(parts)} {differ}; "
+                "take another name, or restore the file to continue"
             )
 
     def _restored(self, job: Job) -> Trial:

@@ -44,6 +44,8 @@ class TpeSampler:
         self._optuna = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spec = spec
+        self._judging: Study | None = None
+        self._judged = 0
         self._space = {name: self._distribution(values) for name, values in spec.search.items()}
 
     def choose(
@@ -61,7 +63,14 @@ class TpeSampler:
 
     def is_hopeless(self, trial: Trial, validations: int, settled: Sequence[Trial]) -> bool:
         """Returns whether Optuna's pruner stops a trial."""
-        study = self._study(trial.number, settled)
+        # The first trials are the same ones each time, and there may be thousands.
+        if self._judging is None or self._judged > len(settled):
+            self._judging = self._study(0, [])
+            self._judged = 0
+        study = self._judging
+        for other in settled[self._judged :]:
+            study.add_trial(self._finished(other))
+        self._judged = len(settled)
         running = self._frozen(trial, self._optuna.trial.TrialState.RUNNING)
         running.intermediate_values = self._values(trial, validations)
         return bool(study.pruner.prune(study, running))

@@ -20,7 +20,7 @@ from treadle.client.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from treadle.client.sweep.median_rule import MedianRule
+from treadle.client.sweep.median_rule import MedianRule, running_best
 from treadle.client.sweep.results_csv import results_csv
 from treadle.client.sweep.spec import SweepSpec
 from treadle.client.sweep.spec_reader import read_spec
@@ -160,11 +160,11 @@ def test_another_spec_under_the_same_name_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             run_whole(server, other)
         assert str(caught.value) == (
-            f"sweep 's' has 12 jobs of another file: {part} differ; take another name, or restore "
+            f"sweep 's' has 12 jobs of another file: {part} differs; take another name, or restore "
             "the file to continue"
         )
     (tmp_path / "corpus.txt").write_text("another text")
-    with pytest.raises(InputError, match=r"another file: \[files\] differ"):
+    with pytest.raises(InputError, match=r"another file: \[files\] differs"):
         run_whole(server, spec)
     assert server.submissions == 12
 
@@ -422,14 +422,19 @@ def test_metrics() -> None:
 
 def test_the_rule_of_medians() -> None:
     rule = MedianRule(after_trials=3, after_validations=1)
-    others = [[5.0, 4.0, 1.0], [5.0, 3.0, 1.0], [5.0, 2.0, 9.0], [5.0]]
-    assert not rule.is_hopeless([9.0], others)  # too early
-    assert not rule.is_hopeless([9.0, 9.0], others[1:])  # too few to compare with
-    assert not rule.is_hopeless([9.0, 3.0], others)  # just the median
-    assert rule.is_hopeless([9.0, 3.1], others)
-    assert not rule.is_hopeless([2.0, 9.0], others)  # its best counts
-    assert rule.is_hopeless([math.nan, math.nan], others)
-    assert not rule.is_hopeless([9.0, 9.0, 9.0, 9.0], others)  # nobody came so far
+    ended = [[5.0, 4.0, 1.0], [5.0, 3.0, 1.0], [5.0, 2.0, 9.0], [5.0]]
+    assert running_best([math.nan, 2.0, 3.0, 1.0]) == [math.inf, 2.0, 2.0, 1.0]
+
+    def is_hopeless(values: list[float], others: list[list[float]]) -> bool:
+        return rule.is_hopeless(running_best(values), list(map(running_best, others)))
+
+    assert not is_hopeless([9.0], ended)  # too early
+    assert not is_hopeless([9.0, 9.0], ended[1:])  # too few to compare with
+    assert not is_hopeless([9.0, 3.0], ended)  # just the median
+    assert is_hopeless([9.0, 3.1], ended)
+    assert not is_hopeless([2.0, 9.0], ended)  # its best counts
+    assert is_hopeless([math.nan, math.nan], ended)
+    assert not is_hopeless([9.0, 9.0, 9.0, 9.0], ended)  # nobody came so far
 
 
 def test_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:

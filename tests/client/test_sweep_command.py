@@ -118,7 +118,7 @@ def test_a_killed_sweep_continues_to_the_bytes_of_an_undisturbed_one(
         assert client.get_model("model-killed@best").model.version == again[0]["version"]
     Path(spec).write_text(Path(spec).read_text().replace("window = 8", "window = 9"))
     assert complaint(run(real_server, "sweep", spec), 2) == (
-        f"treadle: sweep 'killed' has {TRIALS} jobs of another file: [train] differ; take another "
+        f"treadle: sweep 'killed' has {TRIALS} jobs of another file: [train] differs; take another "
         "name, or restore the file to continue"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from treadle.client.cli.display.console import Console
-from treadle.client.cli.sweep.command import make_report
+from treadle.client.cli.sweep.command import follow, make_report
 from treadle.client.cli.sweep.trial_rows import live_rows, summary_line
 from treadle.client.sweep.spec_reader import read_spec
 from treadle.client.sweep.sweep import Sweep
@@ -135,6 +136,18 @@ def test_json_has_every_event_and_the_ranked_trials(tmp_path: Path) -> None:
     console = Console(Terminal(), {})
     text = shown(console, made(tmp_path, FakeSweepServer(losses)), is_json=True, is_quiet=True)
     assert [json.loads(line)["event"] for line in text.splitlines()] == ["result"] * 6 + ["alias"]
+
+
+def test_a_sweep_without_a_model_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = made(tmp_path, FakeSweepServer(lambda options: [math.nan] * 5))
+    console = Console(Terminal(), {"TERM": "dumb"})
+    report = make_report(sweep, console, is_json=False, is_quiet=True)
+    with sweep:
+        assert follow(sweep, report, str(tmp_path / "r.csv")) == 1
+    assert capsys.readouterr().err == "treadle: no trial of sweep 's' has made a model\n"
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 7
 
 
 def test_quiet_prints_only_the_results(tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ TRAIN_FAULTS = [
     ("hidden_sise = 8", "train.hidden_sise is no training setting (did you mean hidden_size?)"),
     ("max_time = 8", "train.max_time is no training setting (did you mean max_time_s?)"),
     ("max_steps = 'x'", "train.max_steps: max_steps cannot be 'x': it must be a whole number"),
+    ("max_time_s = '3m'", "train.max_time_s must be seconds as a number, such as 90, not '3m'"),
+    ("max_steps = 3\nmax-steps = 4", "train.max-steps is there twice, with _ and with -: leave"),
     ("max_steps = true", "train.max_steps must be no truth value, not true"),
     ("tied_weights = 1", "train.tied_weights must be true or false, not 1"),
     ("cell = 'lstn'", "train.cell: cell cannot be 'lstn': it is one of rnn, gru, lstm"),

@@ -80,11 +80,24 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"interrupted; the jobs of sweep {spec.name!r} continue at the server: "
             f"`{_again(args.spec)}` continues the sweep, `{_again(args.spec)} --cancel` stops them"
         )
-        return _follow(sweep, report, args.out)
+        return follow(sweep, report, args.out)
 
 
-def _follow(sweep: Sweep, report: SweepReport, out: str) -> int:
-    """Shows the sweep while it runs, then its results."""
+def follow(sweep: Sweep, report: SweepReport, out: str) -> int:
+    """Shows the sweep while it runs, then its results.
+
+    Args:
+        sweep: The sweep.
+        report: How to show it.
+        out: The file for the results as CSV; empty: none.
+
+    Returns:
+        The exit code: 1 where no trial has made a model.
+
+    Raises:
+        InputError: The sweep of this name has other settings, or a file cannot be used.
+        ServerError: A call failed.
+    """
     with report:
         for event in sweep:
             if event.kind == "finished":
