@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.azure import azure_server
 from services.postgresql import (
     PostgresqlServer,
     own_postgresql_server,
@@ -23,6 +24,7 @@ from .tenants import CALLERS, Company
 from .web import Web
 
 __all__ = [
+    "azure_server",
     "own_postgresql_server",
     "own_s3_server",
     "postgresql_server",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from services.azure import AzureServer
 from services.s3 import S3Server
 
 from treadle.server.failures import BlobsUnavailableError, DamagedBlobError, NoSpaceError
@@ -20,25 +21,28 @@ from treadle.server.storage.files import StoreError
 
 
 class Opened:
-    """A store, and where its blobs are as files."""
+    """A store, and where its blobs are as files, if anywhere."""
 
-    def __init__(self, store: BlobStore, file: Callable[[str], Path]) -> None:
+    def __init__(self, store: BlobStore, file: Callable[[str], Path] | None) -> None:
         self.store = store
         self.file = file
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(params=["directory", "s3", "azure"])
 def opened(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Opened:
     if request.param == "directory":
         root = tmp_path / "blobs"
         return Opened(open_blobs(root.as_uri()), lambda key: root / key)
-    server: S3Server = request.getfixturevalue("s3_server")
+    server: S3Server | AzureServer = request.getfixturevalue(f"{request.param}_server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     prefix = secrets.token_hex(4)
-    return Opened(open_blobs(server.url(prefix)), lambda key: server.file(prefix, key))
+    store = open_blobs(server.url(prefix))
+    if isinstance(server, AzureServer):
+        return Opened(store, None)
+    return Opened(store, lambda key: server.file(prefix, key))
 
 
 @pytest.fixture
@@ -143,8 +147,8 @@ def test_a_damaged_blob_leaves_no_file(opened: Opened, tmp_path: Path, damage: s
     sha256 = write(tmp_path / "file", data)
     opened.store.put("a/b", tmp_path / "file")
     changed = data[:-1] + bytes([data[-1] ^ 1])
-    if damage == "cut":  # as an upload that a broken program had taken for complete
-        write(tmp_path / "file", data[:-7])
+    if damage == "cut" or opened.file is None:  # as where a broken program has uploaded it
+        write(tmp_path / "file", data[:-7] if damage == "cut" else changed)
         opened.store.put("a/b", tmp_path / "file")
     else:
         opened.file("a/b").write_bytes(changed)
@@ -199,6 +203,33 @@ def test_an_object_store_that_stops_is_unavailable_and_comes_back(
         open_blobs(own_s3_server.url("p"))
     own_s3_server.start()
     assert store.read("a") == b"1"
+
+
+def test_an_object_store_that_hangs_is_unavailable_in_bounded_time(
+    own_s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treadle.server.storage.blobs import object_store
+
+    monkeypatch.setattr(object_store, "_RETRIES", 0)
+    monkeypatch.setattr(object_store, "_CALL_S", 0.4)
+    monkeypatch.setattr(object_store, "_SILENT_S", 0.4)
+    for name, value in own_s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_blobs(own_s3_server.url("p"))
+    sha256 = write(tmp_path / "file", os.urandom(9 << 20))
+    store.put("a", tmp_path / "file")
+    own_s3_server.freeze()
+    try:
+        for call in (
+            lambda: store.read("a"),
+            lambda: store.put("b", tmp_path / "file"),
+            lambda: store.fetch("a", tmp_path / "copy", sha256),
+        ):
+            with pytest.raises(BlobsUnavailableError, match=r"s3://treadle/p cannot be reached"):
+                call()
+    finally:
+        own_s3_server.thaw()
+    store.fetch("a", tmp_path / "copy", sha256)
 
 
 def test_wrong_credentials_and_missing_buckets_are_named_at_the_start(

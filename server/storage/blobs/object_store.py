@@ -63,6 +63,8 @@ _ENDPOINTS = {
 }
 """The variables that name another server than the provider's."""
 
+_MISSING = (NotFoundError, FileNotFoundError)
+"""What obstore raises for a blob that is not there, which depends on the request."""
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
 
 
@@ -145,9 +147,9 @@ class ObjectStore(BlobStore):
             with self._reaching(batch[0]):
                 try:
                     obstore.delete(self._calls, batch)
-                except NotFoundError:  # one of them; the others may be left
+                except _MISSING:  # one of them; the others may be left
                     for key in batch:
-                        with suppress(NotFoundError):
+                        with suppress(*_MISSING):
                             obstore.delete(self._calls, key)
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class ObjectStore(BlobStore):
         """Translates the errors of obstore."""
         try:
             yield
-        except NotFoundError as error:
+        except _MISSING as error:
             path = f"{self.name}/{key}"
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
         except _REFUSED as error:
