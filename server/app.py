@@ -81,6 +81,8 @@ from treadle.v1 import sequence_pb2_grpc
 
 if TYPE_CHECKING:
     from treadle.server.http.http_server import HttpServer
+    from treadle.server.sharing import Sharing
+    from treadle.server.storage.shared.shared_storage import SharedStorage
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ class App:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        config.shares_storage()
+        is_shared = config.shares_storage()
         _start_tracing(config)
         self._state_keys = StateKeyFile(config)
         self._audit = AuditLog(config.audit_log, config.audit_log_bytes, config.audit_log_files)
@@ -118,10 +120,12 @@ class App:
             self._callers = CallersAuthenticator(Path(config.callers_file), self._audit)
 
         # What everything else stands on: the disk, memory for callers, compiled kernels.
+        self._sharing = _sharing(config) if is_shared else None
         self._data_dir = DataDir(
             config.data_dir,
             config.min_free_bytes,
             ModelLimits(config.model_limit, config.version_limit, config.alias_limit),
+            None if self._sharing is None else _storage(config, self._sharing),
         )
         training_bytes = config.training_bytes()
         self._budget = MemoryBudget(config.memory_budget_bytes())
@@ -140,6 +144,7 @@ class App:
             limits.run_limits(config, training_bytes),
             hold_reason=lambda: self._warmup.reason(KernelGroup.TRAINING),
             quotas=quotas,
+            replica=None if self._sharing is None else self._sharing.replica,
         )
         submission = Submission(
             self._data_dir,
@@ -154,7 +159,7 @@ class App:
         # Inference: models in memory, and threads that calls share.
         self._admission = limits.admission(config, self._warmup, quotas)
         control_admission = limits.control_admission(config)
-        models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
+        self._models = models = ModelCache(self._data_dir, config.model_cache_bytes, self._budget)
         precision = InferencePrecision(config.inference_precision)
         resolver = ModelResolver(models, self._jobs.registry.row, precision, self._warmup.require)
         self._scheduler = Scheduler(config.threads)
@@ -328,6 +333,9 @@ class App:
         )
         self._budget.on_shortage(silent.close_one)
         await self._jobs.recover()  # from now on callers may ask for jobs
+        if self._sharing is not None:
+            following = self._sharing.follow(self._data_dir, self._models, self._jobs)
+            self._tasks.append(asyncio.create_task(following))
         if self._callers is not None:
             self._tasks.append(asyncio.create_task(self._callers.watch()))
         await self._server.start()
@@ -557,6 +565,21 @@ def _executor(config: ServerConfig) -> Executor:
 
         return RayExecutor(config.ray_address, config.min_free_bytes)
     return WorkerPool(config.standby_workers, config.mpirun)
+
+
+def _storage(config: ServerConfig, sharing: Sharing) -> SharedStorage:
+    """Returns what a server shares with others, for its data directory."""
+    from treadle.server.storage.shared.shared_storage import SharedStorage
+
+    name = sharing.replica.id
+    return SharedStorage(sharing.database, sharing.blobs, config.blob_cache_bytes, name)
+
+
+def _sharing(config: ServerConfig) -> Sharing:
+    # Not imported where the server shares nothing.
+    from treadle.server.sharing import Sharing
+
+    return Sharing(config)
 
 
 def _start_tracing(config: ServerConfig) -> None:

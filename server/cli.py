@@ -49,6 +49,7 @@ _OWN_METAVARS = {
     "http_allow_origin": "ORIGINS",
     "public_services": "NAMES",
     "ray_address": "ADDRESS",
+    "blob_cache_bytes": "BYTES",
     "blobs_url": "URL",
     "database_url": "URL",
     "state_key_file": "FILE",

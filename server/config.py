@@ -162,6 +162,12 @@ class ServerConfig:
     """Store of models, checkpoints and corpora that several servers share, instead of data_dir:
     s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, or file:///PATH for a folder that
     all of them have mounted. Goes with database_url. Needs the extra `objectstore`."""
+    blob_cache_bytes: int = field(default=10 << 30, metadata=_range(0, _BYTES))
+    """Bytes of data_dir up to which copies of models and corpora of blobs_url are kept. What is in
+    use is always kept."""
+    lease_s: float = field(default=10.0, metadata=_range(0.5, 3600))
+    """Seconds for which a server that shares database_url has the lease of a job that it runs. It
+    renews the lease four times as often; one that does not come to it loses its jobs to others."""
     threads: int = field(default_factory=available_cpus, metadata=_range(1, _THREADS))
     """Threads that running training jobs share, and as many again for inference. The default is the
     number of processors that this process may use."""

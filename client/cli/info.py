@@ -59,6 +59,7 @@ def run_info(args: argparse.Namespace, console: Console) -> None:
         return
     facts = [
         ("version", info.version),
+        *([("replica", info.replica)] if info.replica else []),
         *_starting(info),
         ("up", duration_text(info.uptime_s)),
         ("compiled for", info.cpu_target),

@@ -148,6 +148,15 @@ class ModelCache:
         finally:
             del self._packing[model]
 
+    def loaded(self) -> dict[str, list[int]]:
+        """Returns the versions of stored models that are in memory, by the names of the models."""
+        found: dict[str, list[int]] = {}
+        with self._lock:
+            for stored in self._models:
+                if not isinstance(stored, JobWeights):
+                    found.setdefault(stored.name, []).append(stored.version)
+        return found
+
     def forget(self, name: str, versions: list[int]) -> None:
         """Drops versions that were deleted."""
         with self._lock:

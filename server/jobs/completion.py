@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from treadle.model import Keep, Model, TrainConfig
 from treadle.model.atomic_files import remove_leftovers
 from treadle.model.errors import ModelError
 from treadle.server.errors import StatusError, from_exception
-from treadle.server.failures import is_full
+from treadle.server.failures import BlobsUnavailableError, DatabaseUnavailableError, is_full
 from treadle.server.jobs.job import (
     CANCELLING,
     PAUSED_ON_REQUEST,
@@ -34,8 +35,10 @@ from treadle.server.storage.models import CLAIMS, always_deleted
 from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
+    from treadle.server.jobs.job_blobs import JobBlobs
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.model_version import StoredModel
+    from treadle.server.storage.schema import JobRow
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,15 @@ class Completion:
     Args:
         data_dir: Where jobs and models are stored.
         closing: Returns whether the server is closing.
+        blobs: Brings the files of jobs here, and stores them for other servers; None: they are
+            nowhere else.
     """
 
-    def __init__(self, data_dir: DataDir, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, data_dir: DataDir, closing: Callable[[], bool], blobs: JobBlobs | None = None
+    ) -> None:
         self._data_dir = data_dir
+        self._blobs = blobs
         self._closing = closing
         self._claiming = asyncio.Lock()
 
@@ -70,6 +78,8 @@ class Completion:
             StatusError, OSError: Its model cannot be stored.
         """
         with job.trace.storing():
+            if self._blobs is not None:
+                await self._blobs.flush(job)  # the server that continues the job is to find it
             await self._record(lambda: self._settle(job, outcome))
 
     async def fail(self, job: Job, error: StatusError) -> None:
@@ -87,18 +97,22 @@ class Completion:
         await self._record(lambda: self._cancel(job))
 
     async def _cancel(self, job: Job) -> None:
+        if self._blobs is not None:
+            await self._blobs.bring(job)
+        before = job.row
         try:
             path = await thread_pools.STORE.run(self._published, job, _ON_REQUEST)
             if path is not None:
                 await self._complete(job, path)
                 return
-            await job.enter(JobState.CANCELLED, _ON_REQUEST, ended_s=job.time_s())
+            ends = {"ended_s": job.time_s(), **self._kept_blobs(job)}
+            await job.enter(JobState.CANCELLED, _ON_REQUEST, **ends)
         except OSError as error:
             # No server continues from its checkpoint any more, and its end needs the space.
             if is_full(error) and job.row.reason == CANCELLING:
                 await thread_pools.STORE.run(self._data_dir.jobs.remove_checkpoint, job.id)
             raise
-        await thread_pools.STORE.run(self._remove_run_files, job.id)
+        await thread_pools.STORE.run(self._remove_run_files, before)
 
     async def _overrun(self, job: Job, outcome: Outcome) -> None:
         """Ends a job that has reached its time limit, with the weights that it has published."""
@@ -160,7 +174,7 @@ class Completion:
             await job.enter(JobState.QUEUED, f"{outcome.reason}; the job continues")
 
     async def _record(self, settle: Callable[[], Awaitable[None]]) -> None:
-        """Records an end on disk; where that is full, as soon as there is space."""
+        """Records an end; where a disk is full or out of reach, as soon as that is possible."""
         while True:
             try:
                 await settle()
@@ -169,7 +183,11 @@ class Completion:
                 if not is_full(error) or self._closing():
                     raise
                 logger.warning("the disk is full; the end of a job is recorded later")
-                await asyncio.sleep(_FULL_RETRY_S)
+            except (BlobsUnavailableError, DatabaseUnavailableError) as error:
+                if self._closing():
+                    raise
+                logger.warning("the end of a job is recorded later: %s", error)
+            await asyncio.sleep(_FULL_RETRY_S)
 
     async def _complete(self, job: Job, path: Path) -> None:
         """Stores a model of a job as a new version, which ends it."""
@@ -177,9 +195,10 @@ class Completion:
         why = [_ON_REQUEST] if job.cancelling else []
         model = await outlast(self._claim(job, path))
         reason = "; ".join([*why, *model.training.notices])
-        changes = {"version": model.version, "ended_s": job.time_s()}
+        before = job.row
+        changes = {"version": model.version, "ended_s": job.time_s(), **self._kept_blobs(job)}
         await job.publish(pb.JobEvent(completed=model), state=state, reason=reason, **changes)
-        await thread_pools.STORE.run(self._remove_run_files, job.id)
+        await thread_pools.STORE.run(self._remove_run_files, before)
         logger.info("job %s stored %s version %d", job.id, model.name, model.version)
 
     async def _claim(self, job: Job, path: Path) -> pb.Model:
@@ -214,12 +233,14 @@ class Completion:
         """Stores a model file as a version; 0: as a new one."""
         name = job.row.model
         async with self._claiming:
-            if not version:
+            fence = job.lease.fence
+            if not version and fence is not None:
+                version = await job.reserve_version()
+            elif not version:
                 version = await thread_pools.STORE.run(self._data_dir.models.next_version, name)
                 await job.change(claim=version)
-            return await thread_pools.STORE.run(
-                self._data_dir.models.claim_file, name, path, version, job.row.owner
-            )
+            claim = partial(self._data_dir.models.claim_file, job=job.id, fence=fence)
+            return await thread_pools.STORE.run(claim, name, path, version, job.row.owner)
 
     async def _fail(self, job: Job, error: StatusError) -> None:
         logger.info("job %s ended without a model: %s", job.id, error)
@@ -259,9 +280,19 @@ class Completion:
             return directory / FINAL_FILE
         return None
 
-    def _remove_run_files(self, job: str) -> None:
-        """Removes the files that only a run needs; the last and the best weights stay."""
-        self._data_dir.jobs.remove_checkpoint(job)
-        directory = self._data_dir.jobs.directory(job)
+    def _kept_blobs(self, job: Job) -> dict[str, str]:
+        """Returns the change of a job's row that ends: its checkpoint is not kept."""
+        before = job.row.checkpoint
+        return {"checkpoint": self._data_dir.jobs.kept(before)} if before else {}
+
+    def _remove_run_files(self, before: JobRow) -> None:
+        """Removes the files that only a run needs; the last and the best weights stay.
+
+        Args:
+            before: The job as it was before its end.
+        """
+        self._data_dir.jobs.remove_checkpoint(before.id)
+        directory = self._data_dir.jobs.directory(before.id)
         files.remove(directory / FINAL_FILE)
         remove_leftovers(directory)
+        self._data_dir.jobs.forget(before.checkpoint, self._data_dir.jobs.kept(before.checkpoint))

@@ -1,24 +1,28 @@
 """`Job` is one training job that is not over: its row, its events and those who follow it.
 
 An event is stored before it is sent to anyone. It keeps its number whatever happens to the server,
-so a follower that reconnects sees each event once.
+so a follower that reconnects sees each event once. Where several servers share the database, each
+write carries the fence of the job's lease, and waits while the database cannot be reached.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from treadle.server.failures import DatabaseUnavailableError
 from treadle.server.jobs.job_events import EventTail
 from treadle.server.messages.enums import job_state
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_state import JobState
+from treadle.server.storage.lease import Lease
 from treadle.server.telemetry import metrics
 from treadle.server.telemetry.job_trace import JobTrace
 from treadle.v1 import sequence_pb2 as pb
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from treadle.server.jobs.executors.executor import Worker
     from treadle.server.storage.database import Database
     from treadle.server.storage.schema import JobRow
+
+_RETRY_S = 0.5
+"""Seconds between two attempts to reach the database."""
 
 _WAITING_BYTES = 1 << 12
 """Bytes of the newest events that are kept of a job that waits: there may be many such jobs."""
@@ -51,9 +58,14 @@ class Job:
     Args:
         database: Where its row and its events are stored.
         row: Its row.
+        lease: The right to run it; None: it needs none.
     """
 
-    def __init__(self, database: Database, row: JobRow) -> None:
+    def __init__(self, database: Database, row: JobRow, lease: Lease | None = None) -> None:
+        self.lease = lease or Lease()
+        """The right to run it."""
+        self.may_run = True
+        """Whether it is to run here as soon as there is a slot."""
         self.row = _without_large(row)
         """The job's row as stored, without its large fields; `whole` has them."""
         self.has_started = bool(row.started)
@@ -70,6 +82,8 @@ class Job:
         """Why it is to end without a request, such as a time limit; empty: it is not to end."""
         self.deciding = asyncio.Lock()
         """Held while a request for the job is being decided."""
+        self.requests = 0
+        """How many requests are being decided or wait for that."""
         self.space_tries = 0
         """How often it continued for new disk space since its last checkpoint."""
         self.space_try_at = 0.0
@@ -136,6 +150,7 @@ class Job:
 
         Raises:
             OSError: The disk is full; nothing was stored.
+            LostLeaseError: The job is not this server's any more; nothing was stored.
         """
         await outlast(self._publish(event, changes))
 
@@ -149,10 +164,34 @@ class Job:
         """Changes the row without an event, unless the job is final by then."""
         await outlast(self._change(changes))
 
+    async def reserve_version(self) -> int:
+        """Reserves the next version of its model, among the jobs of all servers.
+
+        Returns:
+            The version, which its row has in `claim`.
+
+        Raises:
+            LostLeaseError: The job is not this server's any more.
+        """
+        reserve = partial(
+            self._database.reserve_version, self.id, self.row.model, fence=self.lease.fence
+        )
+        version = await self._patiently(lambda: thread_pools.DATABASE.run(reserve))
+        self._note(claim=version)
+        return version
+
     async def whole(self) -> JobRow:
         """Returns its row with all fields, read from the database."""
         row = await thread_pools.DATABASE.run(self._database.job, self.id)
         return self.row if row is None else row
+
+    async def whole_later(self) -> JobRow:
+        """Returns its row as `whole`, as soon as the database can be reached.
+
+        Raises:
+            LostLeaseError: The job is not this server's any more.
+        """
+        return await self._patiently(self.whole)
 
     def news(self) -> asyncio.Event:
         """Returns an asyncio event that is set at the next event of the job."""
@@ -168,8 +207,7 @@ class Job:
             now = self.time_s()
             event.event_time.FromNanoseconds(round(now * 1e9))
             data = event.SerializeToString()
-            write = self._database.append_event
-            number = await thread_pools.DATABASE.run(write, self.id, data, now, **changes)
+            number = await self._store(data, now, changes)
             self._note(last_sequence=number, **changes)
             if "state" in changes:
                 self.trace.enter(self.row.state, is_final=self.row.is_final)
@@ -183,8 +221,39 @@ class Job:
         async with self._writing:
             if self.row.is_final:
                 return
-            await thread_pools.DATABASE.run(self._database.update_job, self.id, **changes)
+            write = partial(self._database.update_job, self.id, fence=self.lease.fence, **changes)
+            # Repeated where its answer was lost, which changes nothing.
+            await self._patiently(lambda: thread_pools.DATABASE.run(write))
             self._note(**changes)
+
+    async def _store(self, data: bytes, now: float, changes: dict[str, Any]) -> int:
+        """Stores an event and returns its number; once, even where the answer to that is lost."""
+        fence = self.lease.fence
+        after = None if fence is None else self.row.last_sequence
+        write = partial(
+            self._database.append_event,
+            *(self.id, data, now),
+            fence=fence,
+            after=after,
+            **changes,
+        )
+        return await self._patiently(lambda: thread_pools.DATABASE.run(write))
+
+    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Returns what work on the database returns; it is tried again while that is out of reach.
+
+        Raises:
+            DatabaseUnavailableError: It cannot be reached, and the server is closing.
+            LostLeaseError: The job is not this server's any more.
+        """
+        while True:
+            self.lease.check(self.id)
+            try:
+                return await work()
+            except DatabaseUnavailableError:
+                if not self.lease.is_patient:
+                    raise
+            await asyncio.sleep(_RETRY_S)
 
     def _note(self, **changes: Any) -> None:
         """Applies changes that were stored to the row in memory."""

@@ -106,7 +106,9 @@ class JobQueue:
         """Returns the jobs that wait for a slot, the oldest first."""
         busy = self._running.keys() | self._ending.keys()
         jobs = [job for job in self._jobs.values() if job not in busy]
-        free = [job for job in jobs if not (job.cancelling or job.deciding.locked())]
+        free = [
+            job for job in jobs if job.may_run and not (job.cancelling or job.deciding.locked())
+        ]
         # A row that says "running" was left so by an earlier server; the job does not run.
         return [job for job in free if job.row.state in (JobState.QUEUED, JobState.RUNNING)]
 
@@ -114,6 +116,17 @@ class JobQueue:
     def running_count(self) -> int:
         """Jobs that hold a slot."""
         return len(self._running)
+
+    @property
+    def free_slots(self) -> int:
+        """How many more jobs could run now."""
+        if not self._is_open or self._closing.done():
+            return 0
+        return max(0, self._limits.slots - self.running_count)
+
+    def models(self) -> list[str]:
+        """Returns the names of the models that unfinished jobs are to make, one for each job."""
+        return [job.row.model for job in self._jobs.values() if not job.row.is_final]
 
     @property
     def waiting_count(self) -> int:
@@ -145,15 +158,23 @@ class JobQueue:
         """Returns the task of a job, or nothing where it neither runs nor ends."""
         return [tasks[job] for tasks in (self._running, self._ending) if job in tasks]
 
+    def tasks_of_id(self, job: str) -> list[asyncio.Task[None]]:
+        """Returns the tasks of all jobs with an id: a job may come back while it still leaves."""
+        both = (self._running, self._ending)
+        return [task for tasks in both for known, task in tasks.items() if known.id == job]
+
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, elsewhere: int = 0) -> Iterator[None]:
         """Holds a place in the queue while a corpus is uploaded.
+
+        Args:
+            elsewhere: Jobs that wait and are not in the memory of this server.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED: all are taken; UNAVAILABLE: the server is closing.
         """
         self._check_uploads()
-        taken = self.running_count + self.waiting_count
+        taken = self.running_count + self.waiting_count + elsewhere
         if taken >= self._limits.slots + self._limits.queue:
             message = f"the training queue is full: at most {self._limits.queue} jobs wait"
             raise exhausted(message, RETRY_S)

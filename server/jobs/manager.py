@@ -4,6 +4,10 @@ A job is owned by the server once its corpus is complete. It continues when its 
 its process dies and when the server starts again. `Job` is one job, `JobQueue` says which one runs
 next, `JobRunner` has processes train it, and `Completion` records its end.
 
+Where several servers share a database, a job belongs to the server that has its lease, and only to
+that. `LeaseKeeper` takes a job where a slot is free or a request is to be decided. The server gives
+it back once it neither runs nor ends: the queue is the database then.
+
 ::
 
     queued ---> running ---> succeeded
@@ -18,8 +22,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from treadle.server.access.quota_book import QuotaBook
@@ -32,7 +37,12 @@ from treadle.server.errors import (
     precondition,
     unavailable,
 )
-from treadle.server.failures import DatabaseError, is_full
+from treadle.server.failures import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    LostLeaseError,
+    is_full,
+)
 from treadle.server.jobs.completion import Completion
 from treadle.server.jobs.job import (
     CANCELLING,
@@ -43,7 +53,8 @@ from treadle.server.jobs.job import (
     queued_event,
 )
 from treadle.server.jobs.job_queue import RETRY_S, JobLimits, JobQueue
-from treadle.server.jobs.registry import JobRegistry
+from treadle.server.jobs.leases.remote_news import RemoteNews
+from treadle.server.jobs.registry import JobRegistry, check_open
 from treadle.server.jobs.runner import Ending, JobRunner, Outcome
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_damage import damage
@@ -52,6 +63,10 @@ from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
 
 if TYPE_CHECKING:
     from treadle.server.jobs.executors.executor import Executor
+    from treadle.server.jobs.job_blobs import JobBlobs
+    from treadle.server.jobs.leases.backlog import StoredBacklog
+    from treadle.server.jobs.leases.lease_keeper import Replica
+    from treadle.server.jobs.leases.replica_jobs import ReplicaJobs
     from treadle.server.jobs.worker_request import RunLimits
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.schema import JobRow
@@ -70,6 +85,9 @@ _ROWS_AT_ONCE = 8
 _ANSWER_S = 0.3
 """Seconds that the reply to a request waits for its effect; most jobs are quicker."""
 
+_TAKE_TRIES = 10
+"""How often a request is tried for a job that changes hands meanwhile."""
+
 
 class JobManager:
     """Every training job of one server.
@@ -81,6 +99,7 @@ class JobManager:
         run_limits: The limits of each job.
         hold_reason: Returns why the server runs no job yet; empty where it does.
         quotas: The quotas of the callers; None: there are none.
+        replica: This server among those that share the database; None: it has one of its own.
     """
 
     def __init__(
@@ -91,6 +110,7 @@ class JobManager:
         run_limits: RunLimits,
         hold_reason: Callable[[], str] = lambda: "",
         quotas: QuotaBook | None = None,
+        replica: Replica | None = None,
     ) -> None:
         self._data_dir = data_dir
         self._database = data_dir.database
@@ -100,9 +120,13 @@ class JobManager:
         """Looks for disk space that jobs wait for."""
         self.closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
         """Done when the server takes no more jobs; holds the error for callers."""
-        self._runner = JobRunner(data_dir, workers, run_limits, limits.restarts)
-        self._completion = Completion(data_dir, self.closing.done)
-        self.registry = JobRegistry(data_dir.database, self.closing, lambda: self.queue.tasks())
+        self._blobs = None if replica is None else _blobs(data_dir)
+        self._runner = JobRunner(data_dir, workers, run_limits, limits.restarts, self._blobs)
+        self._completion = Completion(data_dir, self.closing.done, self._blobs)
+        self._remote = None if replica is None else RemoteNews()
+        self.registry = JobRegistry(
+            data_dir.database, self.closing, lambda: self.queue.tasks(), self._remote
+        )
         """All jobs, to be looked up, listed and watched."""
         self._jobs = self.registry.live
         self.queue = JobQueue(
@@ -111,11 +135,36 @@ class JobManager:
             self.closing,
             run=self._run,
             running_changed=self._runner.share_threads,
-            left=self._forget_if_final,
+            left=self._leave,
             quotas=quotas or QuotaBook(),
         )
         """The jobs that wait, run or are about to end."""
         data_dir.space.reserved = self._reserved
+        self.replica: ReplicaJobs | None = None
+        """Which jobs are this server's; None: all are."""
+        if replica is not None:
+            self.replica = self._shared(replica, quotas or QuotaBook())
+
+    def _shared(self, replica: Replica, quotas: QuotaBook) -> ReplicaJobs:
+        # Not imported where the server has a database of its own.
+        from treadle.server.jobs.leases.replica_jobs import ReplicaJobs
+
+        assert self._remote is not None
+        assert self._blobs is not None
+        return ReplicaJobs(
+            self._database,
+            replica,
+            self._jobs,
+            self.queue,
+            self._runner,
+            self._remote,
+            self._blobs,
+            running_quota=lambda owner: quotas.quotas_of(owner).jobs_running,
+            recover=self._recover,
+            answer=self._answer,
+            has_space=self._data_dir.space.has_again,
+            is_closing=self.closing.done,
+        )
 
     async def explain_wait(self, reason: str) -> None:
         """Publishes why the first jobs of the queue do not run yet.
@@ -142,7 +191,9 @@ class JobManager:
         row = replace(row, reason=self._hold_reason())
         first = queued_event(row.created_s, row.reason).SerializeToString()
         kept = await thread_pools.DATABASE.run(self._database.add_job, row, first)
-        if kept.id == row.id:
+        if kept.id == row.id and self.replica is not None:
+            self.replica.keeper.look()
+        elif kept.id == row.id:
             self._jobs[row.id] = Job(self._database, kept)
             self.queue.schedule()
         else:
@@ -152,8 +203,12 @@ class JobManager:
     async def recover(self) -> None:
         """Continues the jobs that the previous server process left unfinished.
 
-        Called before the first request.
+        Called before the first request. Where servers share a database, each takes jobs as it has
+        slots, and those of a server that has ended are no exception.
         """
+        if self.replica is not None:
+            self.replica.keeper.start()
+            return
         for job in await thread_pools.DATABASE.run(self._left_over):
             self._jobs[job.id] = job
             set_request_id(job.row.call_id, job.row.owner)
@@ -163,18 +218,33 @@ class JobManager:
                 logger.exception(
                     "job %s cannot be recovered; it stays in its current state", job.id
                 )
-            self._forget_if_final(job)
+            self._leave(job)
         set_request_id("")
 
     async def _recover(self, job: Job) -> None:
-        if job.row.state == JobState.RUNNING and await self._completion.completed_before(job):
+        is_running = job.row.state == JobState.RUNNING
+        # What another server had ready is computed once more, from its last checkpoint.
+        is_here = self.replica is None
+        if is_running and is_here and await self._completion.completed_before(job):
             return
         if job.cancelling:
             self._begin_cancel(job)
-        elif job.row.state == JobState.RUNNING and job.pausing:
+        elif job.pausing and (is_running or job.row.state == JobState.QUEUED):
             await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
-        elif job.row.state == JobState.RUNNING:
-            await job.enter(JobState.QUEUED, "the server stopped; the job continues")
+        elif is_running:
+            what = "the server" if is_here else "its server"
+            await job.enter(JobState.QUEUED, f"{what} stopped; the job continues")
+
+    async def _answer(self, job: Job, request: str) -> None:
+        """Does what another server asked of a job here."""
+        from treadle.server.jobs.leases.replica_jobs import CANCEL, PAUSE
+
+        if request == CANCEL:
+            await outlast(self._cancel(job))
+        elif request == PAUSE:
+            await outlast(self._pause(job))
+        else:
+            await outlast(self._resume(job))
 
     def open(self) -> None:
         """Begins to run jobs."""
@@ -194,6 +264,8 @@ class JobManager:
         self._runner.leave(self.queue.running, reason)
         if tasks := self.queue.tasks():
             await asyncio.wait(tasks)
+        if self.replica is not None:
+            await self.replica.close()
         for job in self._jobs.values():
             job.wake_followers()
             job.trace.close()
@@ -207,6 +279,8 @@ class JobManager:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self.replica is not None:
+            await self.replica.close()
         for job in self._jobs.values():
             job.trace.close()
 
@@ -223,10 +297,56 @@ class JobManager:
             StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
                 record that, and a server that starts before it has ended would continue it.
         """
+        found = await self._find(job, "cancel")
+        return await outlast(self._cancel(found)) if isinstance(found, Job) else found
+
+    @property
+    def replica_id(self) -> str:
+        """The id of this server among those that share the database; empty: there are none."""
+        return "" if self.replica is None else self.replica.keeper.replica.id
+
+    async def backlog(self) -> JobQueue | StoredBacklog:
+        """Returns what counts the jobs that are not over: of all servers that share the database.
+
+        Raises:
+            DatabaseError: The database failed, or cannot be reached.
+        """
+        return self.queue if self.replica is None else await self.replica.backlog()
+
+    def admit(self, backlog: JobQueue | StoredBacklog) -> AbstractContextManager[None]:
+        """Holds a place in the queue while a corpus is uploaded; see `JobQueue.admit`."""
+        elsewhere = 0 if backlog is self.queue else backlog.waiting_count
+        return self.queue.admit(elsewhere)
+
+    async def _find(self, job: str, request: str) -> Job | JobRow:
+        """Returns a job that is this server's by now, to decide a request for it here.
+
+        Args:
+            job: Its id.
+            request: What is asked of the server that has it.
+
+        Returns:
+            The job; its row where it is over, or where the request was left to another server.
+
+        Raises:
+            StatusError: NOT_FOUND; DATA_LOSS where its row is damaged.
+            DatabaseError: The database failed, or cannot be reached.
+        """
         live = self.registry.opened(job)
-        if live is None:
-            return await self.registry.row(job)
-        return await outlast(self._cancel(live))
+        if self.replica is None:
+            return live or await self.registry.row(job)
+        row = await self.registry.row(job)  # nothing is begun where the database is not there
+        for _ in range(_TAKE_TRIES):
+            live = self.registry.opened(job)
+            if live is not None or row.is_final:
+                return live or row
+            taken = await self.replica.take(job)
+            if taken is not None:
+                return taken
+            row = await self.registry.row(job)
+            if not row.is_final and row.holder and await self.replica.ask(row, request):
+                return await self.registry.row(job)
+        raise unavailable(f"job {job} changes hands again and again")
 
     async def _cancel(self, job: Job) -> JobRow:
         full = None
@@ -283,7 +403,11 @@ class JobManager:
                 RESOURCE_EXHAUSTED: it pauses, but the disk is too full to record that, and a server
                 that starts before it has paused would continue it.
         """
-        return await outlast(self._pause(await self.registry.find(job, "paused")))
+        found = await self._find(job, "pause")
+        if isinstance(found, Job):
+            return await outlast(self._pause(found))
+        check_open(found, "paused")
+        return found
 
     async def _pause(self, job: Job) -> JobRow:
         full = None
@@ -319,7 +443,11 @@ class JobManager:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled.
         """
-        return await outlast(self._resume(await self.registry.find(job, "resumed")))
+        found = await self._find(job, "resume")
+        if isinstance(found, Job):
+            return await outlast(self._resume(found))
+        check_open(found, "resumed")
+        return found
 
     async def _look_for_space(self) -> None:
         """Continues jobs that paused for lack of disk space, as space becomes free."""
@@ -339,19 +467,34 @@ class JobManager:
             OSError: The disk failed or is full.
             DatabaseError: The database failed.
         """
-        for job in list(self._jobs.values()):
-            if not job.row.waits_for_bytes or job.space_try_at > time.monotonic():
-                continue
-            if not await thread_pools.DATABASE.run(
-                self._data_dir.space.has_again, job.row.waits_for_bytes
-            ):
-                continue
-            async with self._deciding(job):
-                if job.row.waits_for_bytes and not job.cancelling:  # no request came meanwhile
-                    job.space_try_at = time.monotonic() + _SPACE_S * 2**job.space_tries
-                    job.space_tries = min(job.space_tries + 1, _SPACE_TRIES)
-                    await self._queue_again(job, "there is disk space again")
+        for job in await self._waiting_for_space():
+            try:
+                if await self._continue_for_space(job):
                     return
+            finally:
+                self._leave(job)
+
+    async def _continue_for_space(self, job: Job) -> bool:
+        """Queues a job that waits for disk space, if there is enough; returns whether it did."""
+        if not job.row.waits_for_bytes or job.space_try_at > time.monotonic():
+            return False
+        if not await thread_pools.DATABASE.run(
+            self._data_dir.space.has_again, job.row.waits_for_bytes
+        ):
+            return False
+        async with self._deciding(job):
+            if not job.row.waits_for_bytes or job.cancelling:  # a request came meanwhile
+                return False
+            job.space_try_at = time.monotonic() + _SPACE_S * 2**job.space_tries
+            job.space_tries = min(job.space_tries + 1, _SPACE_TRIES)
+            await self._queue_again(job, "there is disk space again")
+            return True
+
+    async def _waiting_for_space(self) -> list[Job]:
+        """Returns the jobs here; of those of all servers one that waits for disk space."""
+        if self.replica is None:
+            return [*self._jobs.values()]
+        return [] if self.closing.done() else await self.replica.take_for_space()
 
     async def _queue_again(self, job: Job, reason: str) -> None:
         """Puts a paused job at the end of the queue."""
@@ -389,6 +532,10 @@ class JobManager:
         """
         await self._cleared(job)
         live = self.registry.opened(job)
+        if live is None and self.replica is not None:
+            row = await self.registry.row(job, damaged=True)
+            if row.state == JobState.PAUSED:
+                live = await self.replica.take(job)
         if live is not None:
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
@@ -408,32 +555,43 @@ class JobManager:
         if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.registry.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
+        fence = None if live is None else live.lease.fence
+        delete = partial(self._database.delete_job, fence=fence)
         try:
-            await thread_pools.DATABASE.run(self._database.delete_job, row.id)
+            await thread_pools.DATABASE.run(delete, row.id)
         except OSError as error:
             if not is_full(error):
                 raise
             # The files go first, which frees space for the change of the row.
             await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
-            await thread_pools.DATABASE.run(self._database.delete_job, row.id)
+            await thread_pools.DATABASE.run(delete, row.id)
         self._jobs.pop(row.id, None)
+        if live is not None:
+            live.lease.is_lost = True
         await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
 
     @asynccontextmanager
     async def _deciding(self, job: Job) -> AsyncIterator[None]:
         """Serializes the requests for a job, and keeps it from starting meanwhile."""
+        job.requests += 1
         try:
             async with job.deciding:
                 if job.id not in self._jobs and not job.row.is_final:
                     raise job_not_found(job.id)  # deleted while this one waited
                 yield
         finally:
-            self._forget_if_final(job)
+            job.requests -= 1
+            self._leave(job)
             self.queue.schedule()
 
-    def _forget_if_final(self, job: Job) -> None:
-        """Forgets a job if it is final, and wakes its followers."""
-        if job.row.is_final:
+    def _leave(self, job: Job) -> None:
+        """Forgets a job if it is final, and wakes its followers.
+
+        Where servers share a database, it is given back unless it runs or is about to end.
+        """
+        if self.replica is not None:
+            self.replica.settle(job)
+        elif job.row.is_final:
             self._jobs.pop(job.id, None)
         job.wake_followers()
 
@@ -477,6 +635,11 @@ class JobManager:
             await work
         except asyncio.CancelledError:
             pass  # the server ends, and the next one continues the job
+        except (LostLeaseError, DatabaseUnavailableError) as error:
+            logger.info("job %s continues elsewhere: %s", job.id, error)
+            if self.replica is not None:
+                self.replica.lose(job)
+                await self.replica.blobs.leave(job)
         except (OSError, DatabaseError) as error:
             if self.closing.done():  # the next server finds it running and continues it
                 logger.error("job %s: its end cannot be recorded: %s", job.id, error)
@@ -493,3 +656,10 @@ class JobManager:
             await self._completion.fail(job, failure)
         except Exception:  # the next server finds it running and continues it
             logger.exception("job %s: its end cannot be recorded", job.id)
+
+
+def _blobs(data_dir: DataDir) -> JobBlobs:
+    # Not imported where the server has files of its own.
+    from treadle.server.jobs.job_blobs import JobBlobs
+
+    return JobBlobs(data_dir.jobs)

@@ -1,6 +1,7 @@
 """`JobRegistry` looks up, lists and watches jobs.
 
-Jobs that are not over are in memory; all jobs are in the database. A job that is not open to the
+Jobs that are not over are in memory; all jobs are in the database. Where several servers share the
+database, only the jobs that belong to this one are in memory. A job that is not open to the
 current caller is looked up, and missing, like one that does not exist.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,11 +33,15 @@ from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_state import JobState
 
 if TYPE_CHECKING:
+    from treadle.server.jobs.leases.remote_news import RemoteNews
     from treadle.server.storage.database import Database
     from treadle.server.storage.schema import JobRow
     from treadle.v1 import sequence_pb2 as pb
 
 _MOMENT_S = 0.02
+
+_LOOK_S = 5.0
+"""Seconds after which the followers of a job of another server look for its news by themselves."""
 
 _AT_ONCE = 8
 """Events that are sent to watchers in one round of the event loop."""
@@ -51,6 +57,7 @@ class JobRegistry:
         database: Where jobs are stored.
         closing: Done when the server is closing; holds the error for callers.
         tasks: Returns the tasks of the jobs that run.
+        remote: Wakes those who follow jobs of other servers; None: there are none.
     """
 
     def __init__(
@@ -58,40 +65,21 @@ class JobRegistry:
         database: Database,
         closing: asyncio.Future[StatusError],
         tasks: Callable[[], Collection[asyncio.Task[None]]],
+        remote: RemoteNews | None = None,
     ) -> None:
         self._database = database
         self._closing = closing
         self._tasks = tasks
+        self._remote = remote
         self.live: dict[str, Job] = {}
-        """Jobs that are not over, in the order of the queue."""
+        """Jobs that are not over and this server's, in the order of the queue."""
         self._throttle = LoopThrottle(_AT_ONCE)
         closing.add_done_callback(self._wake_watchers)
-
-    def models(self) -> list[str]:
-        """Returns the names of the models that unfinished jobs are to make, one for each job."""
-        return [job.row.model for job in self.live.values() if not job.row.is_final]
 
     def opened(self, job: str) -> Job | None:
         """Returns a job that is not over and is open to the current caller; None for others."""
         live = self.live.get(job)
         return live if live is not None and current_caller().owns(live.row.owner) else None
-
-    async def find(self, job: str, done: str) -> Job:
-        """Returns a job that is not over.
-
-        Args:
-            job: Its id.
-            done: What is to be done with it, such as "paused".
-
-        Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final.
-        """
-        live = self.opened(job)
-        if live is None:
-            row = await self.row(job)
-            verb = "was" if row.state == "cancelled" else "has"
-            raise precondition(f"job {job} {verb} {row.state} and cannot be {done}")
-        return live
 
     async def watch(self, job: str, after: int = 0) -> AsyncIterator[pb.JobEvent]:
         """Yields the events of a job, old ones first, until it is final or paused.
@@ -111,8 +99,12 @@ class JobRegistry:
             await self.row(job, damaged=True)
         while True:
             live = self.opened(job)
-            news = None if live is None else live.news()
-            known = live or known  # its last events are still here when it is final
+            news = self._news_of(job, live)
+            if live is not None:
+                known = live
+            elif known is not None and not known.row.is_final:
+                known = None  # it was deleted, or is another server's now
+            # The last events of a final job are still in `known`.
             async for event in self._events(job, known, after):
                 yield event
                 after = event.sequence
@@ -129,13 +121,35 @@ class JobRegistry:
                 return
             if self._closing.done():
                 reason = self._closing.result().message
-                raise unavailable(f"{reason}; job {job} continues when it has started again")
+                raise unavailable(f"{reason}; {self._how_to_go_on(job)}")
             if news is None:  # it is just being added or forgotten
                 await asyncio.sleep(_MOMENT_S)
             else:
-                await news.wait()
-                if self._closing.done() and self._tasks():  # time for their last events
+                await self._wait_for(news, live)
+                if (
+                    live is not None and self._closing.done() and self._tasks()
+                ):  # time for their last events
                     await asyncio.wait(self._tasks(), timeout=_LAST_EVENTS_S)
+
+    def _news_of(self, job: str, live: Job | None) -> asyncio.Event | None:
+        """Returns what is set at the next event of a job; None: nothing is."""
+        if live is not None:
+            return live.news()
+        return None if self._remote is None else self._remote.of(job)
+
+    async def _wait_for(self, news: asyncio.Event, live: Job | None) -> None:
+        if live is not None:
+            await news.wait()
+            return
+        with suppress(TimeoutError):  # a message of the database may be lost
+            async with asyncio.timeout(_LOOK_S):
+                await news.wait()
+
+    def _how_to_go_on(self, job: str) -> str:
+        """Returns what becomes of a job while this server is closing."""
+        if self._remote is None:
+            return f"job {job} continues when it has started again"
+        return f"job {job} continues on another replica, where you can follow it"
 
     async def _events(self, job: str, known: Job | None, after: int) -> AsyncIterator[pb.JobEvent]:
         """Yields the events that a job has so far; the newest ones come from memory."""
@@ -153,6 +167,8 @@ class JobRegistry:
     def _wake_watchers(self, _: object) -> None:
         for job in [*self.live.values()]:
             job.wake_followers()
+        if self._remote is not None:
+            self._remote.wake_all()
 
     async def row(self, job: str, *, damaged: bool = False) -> JobRow:
         """Returns a job's row.
@@ -224,6 +240,21 @@ class JobRegistry:
             job not in self.live
             and await thread_pools.DATABASE.run(self._database.job, job) is None
         )
+
+
+def check_open(row: JobRow, done: str) -> None:
+    """Checks that a job is not over.
+
+    Args:
+        row: The job.
+        done: What is to be done with it, such as "paused".
+
+    Raises:
+        StatusError: FAILED_PRECONDITION: it is final.
+    """
+    if row.is_final:
+        verb = "was" if row.state == JobState.CANCELLED else "has"
+        raise precondition(f"job {row.id} {verb} {row.state} and cannot be {done}")
 
 
 def _raise_end(row: JobRow) -> None:

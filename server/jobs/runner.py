@@ -16,6 +16,7 @@ import grpc
 
 from treadle.model.atomic_files import remove_leftovers
 from treadle.server.errors import StatusError, aborted
+from treadle.server.failures import BlobsUnavailableError, DatabaseUnavailableError
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.executors.executor import Executor, JobNeeds, Worker
 from treadle.server.jobs.worker_request import RunLimits, worker_request
@@ -28,6 +29,7 @@ from treadle.v1 import sequence_pb2 as pb
 
 if TYPE_CHECKING:
     from treadle.server.jobs.job import Job
+    from treadle.server.jobs.job_blobs import JobBlobs
     from treadle.server.storage.data_dir import DataDir
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ _MAX_BACKOFF_S = 5.0
 _MOST_LOSSES = 20
 """How often in a row a job continues after its machine died without a new checkpoint: one that
 brings down machine after machine must end some time."""
+
+
+_RETRY_S = 1.0
+"""Seconds between two attempts to reach what several servers share."""
 
 
 class Ending(enum.Enum):
@@ -83,12 +89,20 @@ class JobRunner:
         limits: What holds for each job.
         restarts: How often in a row a job continues after its process died without a new
             checkpoint.
+        blobs: Brings the files of jobs here, and stores them for other servers; None: they are
+            nowhere else.
     """
 
     def __init__(
-        self, data_dir: DataDir, workers: Executor, limits: RunLimits, restarts: int
+        self,
+        data_dir: DataDir,
+        workers: Executor,
+        limits: RunLimits,
+        restarts: int,
+        blobs: JobBlobs | None = None,
     ) -> None:
         self._data_dir = data_dir
+        self._blobs = blobs
         self._workers = workers
         self._limits = limits
         self._restarts = restarts
@@ -110,6 +124,7 @@ class JobRunner:
         Raises:
             OSError: The disk is full.
             DatabaseError: The database failed.
+            LostLeaseError: The job is another server's.
         """
         reason = ""
         while True:
@@ -117,6 +132,7 @@ class JobRunner:
             outcome = await self._run_once(job)
             if self._killed and outcome.ending is Ending.DIED:
                 raise asyncio.CancelledError  # an `outlast` may have taken the first one
+            job.lease.check(job.id)
             if outcome.ending is not Ending.DIED or job.leaving:
                 return outcome
             if outcome.lost:
@@ -137,6 +153,8 @@ class JobRunner:
 
     async def _run_once(self, job: Job) -> Outcome:
         """Has a new process train a job, from its checkpoint if it has one."""
+        if not await self._bring(job):
+            return Outcome(Ending.PAUSED, job.pausing or job.overrun or self._leaving)
         before = job.row.reason
         try:
             worker = await self._take(job)
@@ -169,6 +187,21 @@ class JobRunner:
             self._workers.dismiss(worker)
         return outcome
 
+    async def _bring(self, job: Job) -> bool:
+        """Brings the files of a job here as soon as that is possible.
+
+        Returns:
+            Whether they are here; if not, the job is to leave.
+        """
+        while self._blobs is not None and not (job.leaving or self._leaving):
+            job.lease.check(job.id)
+            try:
+                await self._blobs.bring(job)
+                return True
+            except (BlobsUnavailableError, DatabaseUnavailableError):
+                await asyncio.sleep(_RETRY_S)
+        return self._blobs is None
+
     def stop(self, job: Job, reason: str) -> None:
         """Asks a job to end, at once where it has published weights."""
         self._release(job)
@@ -196,6 +229,12 @@ class JobRunner:
         for job in jobs:
             if job.worker is not None:
                 job.worker.kill()
+
+    def drop(self, job: Job) -> None:
+        """Kills the process of a job that is another server's now."""
+        self._release(job)
+        if job.worker is not None:
+            job.worker.kill("was killed: its job continues elsewhere")
 
     def share_threads(self, jobs: Sequence[Job]) -> None:
         """Gives all running jobs equal shares of the threads of one machine.
@@ -242,7 +281,7 @@ class JobRunner:
             self._no_process_needed[job].set()
 
     async def _train(self, job: Job, worker: Worker) -> Outcome:
-        row = await job.whole()
+        row = await job.whole_later()
         trace = job.trace.traceparent
         request = worker_request(row, self._data_dir, self._limits, self._threads, trace)
         worker.send({"job": request})
@@ -320,6 +359,8 @@ class JobRunner:
                     job.losses = 0
                     job.space_tries = 0
                     kept = True
+                    if self._blobs is not None:
+                        self._blobs.note(job)
                 case "phase":
                     job.trace.phase(message["name"], message["began_s"], message["ended_s"])
                 case "saved":
@@ -350,7 +391,7 @@ class JobRunner:
         """Publishes that a job started, once: a process that continues it reports that again."""
         if job.has_started:
             return
-        started = responses.started(await job.whole(), message)
+        started = responses.started(await job.whole_later(), message)
         config = worker_protocol.encode(message["config"]).decode().strip()
         event = pb.JobEvent(started=started)
         await self._publish(job, event, started=started.SerializeToString(), config=config)

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -124,11 +124,12 @@ class Submission:
             raise invalid([("spec.nodes", text)])
         base, spec.init_from_version = await self._base(spec)
         config = convert.train_config(spec, self._training_bytes, await self._beginning(base))
+        backlog = await self._jobs.backlog()
         await thread_pools.DATABASE.run(
-            self._data_dir.models.check_new, spec.model, "", self._jobs.registry.models()
+            self._data_dir.models.check_new, spec.model, "", backlog.models()
         )
-        waiting = partial(self._jobs.queue.waiting_of, caller.name)
-        with use.admit_upload(waiting), self._jobs.queue.admit():
+        waiting = partial(backlog.waiting_of, caller.name)
+        with use.admit_upload(waiting), self._jobs.admit(backlog):
             corpora = await self._check_bytes(use, config)
             stored = UploadFiles(
                 self._data_dir.corpora,
@@ -164,11 +165,12 @@ class Submission:
             DatabaseError: The database failed.
         """
         database = self._data_dir.database
+        backlog = await self._jobs.backlog()
         stored = await thread_pools.DATABASE.run(database.model_bytes, owner)
         kept = await thread_pools.LISTS.run(self._kept_bytes, owner)
         return StoredUse(
-            jobs_queued=self._jobs.queue.waiting_of(owner),
-            jobs_running=self._jobs.queue.running_of(owner),
+            jobs_queued=backlog.waiting_of(owner),
+            jobs_running=backlog.running_of(owner),
             model_bytes=stored + kept,
             corpus_bytes=await thread_pools.DATABASE.run(database.corpus_bytes, owner),
         )
@@ -239,10 +241,9 @@ class Submission:
         job = new_id()
         try:
             await thread_pools.UPLOADS.run(stored.store)
-            await thread_pools.STORE.run(self._lay_out, job, files, base)
-            kept = await self._jobs.submit(
-                new_row(job, spec, config, files, asked.init_from_version, owner)
-            )
+            checkpoint = await thread_pools.STORE.run(self._lay_out, job, files, base)
+            row = new_row(job, spec, config, files, asked.init_from_version, owner)
+            kept = await self._jobs.submit(replace(row, checkpoint=checkpoint))
         except BaseException:
             if await self._jobs.registry.unknown(job):
                 await thread_pools.STORE.run(self._data_dir.jobs.remove, job)
@@ -271,13 +272,17 @@ class Submission:
         about = await thread_pools.LISTS.run(self._data_dir.models.describe, base)
         return BaseModelInfo(about.network, about.tokenizer, about.layout, about.vocabulary_size)
 
-    def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> None:
-        """Makes a job's directory and puts the model to start from in it."""
+    def _lay_out(self, job: str, files: list[UploadedFile], base: StoredModel | None) -> str:
+        """Makes a job's directory and puts the model to start from in it.
+
+        Returns:
+            The `checkpoint` of the job's row.
+        """
         for file in files:
             if self._data_dir.corpora.touch(file.sha256) is None:  # removed by hand meanwhile
                 raise corpus_not_found(file.sha256)
         try:
-            self._data_dir.jobs.begin(job, base, self._data_dir.space)
+            return self._data_dir.jobs.begin(job, base, self._data_dir.space)
         except FileNotFoundError:
             if base is None:
                 raise

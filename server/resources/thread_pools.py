@@ -126,6 +126,9 @@ def _run(future: Future[Any], run: Callable[[], Any]) -> None:
 DATABASE = ThreadPool("database", 4)
 """Short reads and writes of the database, and finding the version of a name."""
 
+LEASES = ThreadPool("leases", 2)
+"""Renewing and taking leases, which must not wait for anything else."""
+
 EVENTS = ThreadPool("events", 2)
 """Events that watchers of jobs read."""
 
@@ -137,6 +140,9 @@ MODELS = ThreadPool("models", 2)
 
 STORE = ThreadPool("store", 4)
 """Storing and deleting versions and directories of jobs: seconds for a large model."""
+
+BLOBS = ThreadPool("blobs", 4)
+"""Bringing the files of jobs from a store of blobs, and storing checkpoints there."""
 
 UPLOADS = ThreadPool("uploads", 8)
 """Writing corpora."""
@@ -164,10 +170,12 @@ JSON = ThreadPool("json", 2)
 
 ALL = (
     DATABASE,
+    LEASES,
     EVENTS,
     LISTS,
     MODELS,
     STORE,
+    BLOBS,
     UPLOADS,
     EXPORTS,
     RETENTION,

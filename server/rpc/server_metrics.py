@@ -60,6 +60,12 @@ def server_state(
     def streams() -> Mapping[str, float]:
         return {"score": inference.streams.running, "learn": inference.learning_streams.running}
 
+    def storage_up() -> Mapping[str, float]:
+        if jobs.replica is None:
+            return {}
+        keeper, blobs = jobs.replica.keeper, jobs.replica.blobs
+        return {"database": float(keeper.is_reached), "blobs": float(blobs.is_reached)}
+
     def job_states() -> Mapping[str, float]:
         found = Counter(str(job.row.state) for job in jobs.registry.live.values())
         return {str(state): found[str(state)] for state in UNFINISHED_STATES}
@@ -78,6 +84,8 @@ def server_state(
             "treadle_memory_budget_limit_bytes": lambda: budget.limit,
             "treadle_jobs": job_states,
             "treadle_training_queue_depth": lambda: jobs.queue.waiting_count,
+            "treadle_leases_held": lambda: len(jobs.registry.live) if jobs.replica else 0,
+            "treadle_storage_up": storage_up,
             "treadle_worker_processes": lambda: workers.count,
             "treadle_checkpoint_age_seconds": TRAINING.checkpoint_ages,
             "treadle_data_bytes": lambda: disk.sizes,

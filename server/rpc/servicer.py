@@ -20,6 +20,7 @@ from treadle.server.messages.page import Page
 from treadle.server.names import check_model_and_alias, check_reference
 from treadle.server.release import RELEASE
 from treadle.server.resources import thread_pools
+from treadle.server.storage.job_state import JobState
 from treadle.v1 import sequence_pb2 as pb
 from treadle.v1 import sequence_pb2_grpc
 
@@ -141,7 +142,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.GetJobRequest, context: Context
     ) -> pb.GetJobResponse:
         """Describes a job."""
-        return pb.GetJobResponse(job=self._job(await self._jobs.registry.row(request.job)))
+        return pb.GetJobResponse(job=await self._job(request.job))
 
     async def ListJobs(  # noqa: N802
         self, request: pb.ListJobsRequest, context: Context
@@ -164,14 +165,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.CancelJobResponse:
         """Ends a job for good."""
         row = await self._jobs.cancel(request.job)
-        return pb.CancelJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
+        return pb.CancelJobResponse(job=await self._job(row.id))
 
     async def PauseJob(  # noqa: N802
         self, request: pb.PauseJobRequest, context: Context
     ) -> pb.PauseJobResponse:
         """Pauses a job."""
         row = await self._jobs.pause(request.job)
-        return pb.PauseJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
+        return pb.PauseJobResponse(job=await self._job(row.id))
 
     async def ResumeJob(  # noqa: N802
         self, request: pb.ResumeJobRequest, context: Context
@@ -179,7 +180,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """Puts a paused job back into the queue, if its caller may still write its model."""
         check_write((await self._jobs.registry.row(request.job)).model)
         row = await self._jobs.resume(request.job)
-        return pb.ResumeJobResponse(job=self._job(await self._jobs.registry.row(row.id)))
+        return pb.ResumeJobResponse(job=await self._job(row.id))
 
     async def DeleteJob(  # noqa: N802
         self, request: pb.DeleteJobRequest, context: Context
@@ -341,6 +342,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         info = pb.GetServerInfoResponse(
             caller=None if caller is ANONYMOUS else await self._describe(caller),
             version=RELEASE,
+            replica=self._jobs.replica_id,
             cpu_target=compiled_for(),
             threads=self._config.threads,
             uptime_s=time.monotonic() - self._began,
@@ -394,9 +396,8 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         """
         read = 0
         while rows := await self._jobs.registry.page(states, model, after, _JOBS):
-            jobs = await thread_pools.LISTS.run(
-                self._listed_jobs, rows, tags, self._jobs.queue.positions()
-            )
+            positions = (await self._jobs.backlog()).positions()
+            jobs = await thread_pools.LISTS.run(self._listed_jobs, rows, tags, positions)
             for row, job in zip(rows, jobs, strict=True):
                 if job is not None and not page.take(job):
                     return after
@@ -413,8 +414,11 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             versions=self._model_store.versions(stored.name),
         )
 
-    def _job(self, row: JobRow) -> pb.Job:
-        return responses.job(row, self._jobs.queue.position(row.id))
+    async def _job(self, job: str) -> pb.Job:
+        row = await self._jobs.registry.row(job)
+        is_queued = row.state == JobState.QUEUED
+        position = (await self._jobs.backlog()).position(job) if is_queued else 0
+        return responses.job(row, position)
 
     def _listed_jobs(
         self, rows: list[JobRow], tags: Mapping[str, str], positions: Mapping[str, int]

@@ -146,6 +146,17 @@ class JobFiles:
             DatabaseError: One of them cannot be read.
         """
 
+    def kept(self, checkpoint: str) -> str:
+        """Returns the `checkpoint` that the row of a job is to have once the job is over.
+
+        Args:
+            checkpoint: The one that it had.
+
+        Raises:
+            DatabaseError: It cannot be read.
+        """
+        return checkpoint
+
     def leave(self, job: str) -> None:
         """Removes the files of a job from this machine that the servers share.
 

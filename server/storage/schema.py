@@ -212,6 +212,22 @@ class FileRow:
 
 
 @dataclass(frozen=True)
+class BacklogRow:
+    """What the queue needs of a job that is not over."""
+
+    id: str
+    """Its id."""
+    owner: str
+    """The name of the caller that it belongs to; empty: of no known one."""
+    model: str
+    """The name of the model that it makes."""
+    state: str
+    """Its state."""
+    waits_for_bytes: int
+    """The bytes of disk space that it waits for; 0: it waits for none."""
+
+
+@dataclass(frozen=True)
 class VersionRow:
     """A version of a model in the object store."""
 

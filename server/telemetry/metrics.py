@@ -107,6 +107,12 @@ JOBS_ENDED = _counter("treadle_jobs_ended_total", "Jobs that ended, by their fin
 JOB_RESTARTS = _counter(
     "treadle_job_restarts_total", "Training processes that died and whose job continued."
 )
+LEASES_ACQUIRED = _counter(
+    "treadle_leases_acquired_total", "Leases of jobs that this server has got."
+)
+LEASES_LOST = _counter(
+    "treadle_leases_lost_total", "Leases of jobs that ran out before this server renewed them."
+)
 TRAINING_TOKENS = _counter("treadle_training_tokens_total", "Tokens that jobs were trained on.")
 TRAINING_LOSS = _gauge(
     "treadle_training_loss_nats",

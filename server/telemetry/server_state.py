@@ -39,6 +39,12 @@ READINGS = (
     Reading("treadle_memory_budget_limit_bytes", "Bytes of the memory budget."),
     Reading("treadle_jobs", "Jobs that are not over, by their state.", "state"),
     Reading("treadle_training_queue_depth", "Jobs that wait for a slot or for their corpus."),
+    Reading("treadle_leases_held", "Leases of jobs that this server has; 0: it shares no jobs."),
+    Reading(
+        "treadle_storage_up",
+        "1 if what the servers share could be reached the last time, otherwise 0, by its kind.",
+        "kind",
+    ),
     Reading("treadle_worker_processes", "Training processes, with those that stand by."),
     Reading(
         "treadle_checkpoint_age_seconds",

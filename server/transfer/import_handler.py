@@ -122,9 +122,10 @@ class ImportHandler:
             found = await thread_pools.STORE.run(self._reuse, spec, spec.sha256)
             if found is not None:
                 return found
-        coming = self._jobs.registry.models()
+        backlog = await self._jobs.backlog()
+        coming = backlog.models()
         await thread_pools.DATABASE.run(self._store.check_new, spec.model, spec.alias, coming)
-        waiting = partial(self._jobs.queue.waiting_of, use.name)
+        waiting = partial(backlog.waiting_of, use.name)
         with (
             self._admission.admit(),
             use.admit_upload(waiting),
@@ -191,7 +192,7 @@ class ImportHandler:
         sha256 = await thread_pools.UPLOADS.run(draft.settle, sha256)
         held.release()
         use.count_import(0, await self._check_bytes(use, 0))  # jobs may have stored some meanwhile
-        coming = self._jobs.registry.models()
+        coming = (await self._jobs.backlog()).models()
         return await thread_pools.STORE.run(
             self._store_version, spec, sha256, draft, coming, use.name, notices
         )

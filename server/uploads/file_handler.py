@@ -83,7 +83,7 @@ class FileHandler:
         )
         name = _name(await stream.next())
         stream.begin()
-        waiting = partial(self._jobs.queue.waiting_of, caller.name)
+        waiting = partial((await self._jobs.backlog()).waiting_of, caller.name)
         database = self._data_dir.database
         with use.admit_upload(waiting), self._admission.submissions.admit():
             await thread_pools.DATABASE.run(self._files.check_count, caller.name)

@@ -27,6 +27,7 @@ from treadle.server.jobs.submission import new_id, new_row
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE
+from treadle.server.storage.schema import JobRow
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
@@ -301,10 +302,10 @@ class Gate:
         self._open = threading.Event()
         method = getattr(owner, name)
 
-        def held(*arguments: Any) -> Any:
+        def held(*arguments: Any, **named: Any) -> Any:
             self._entered.set()
             assert self._open.wait(PATIENCE_S)
-            return method(*arguments)
+            return method(*arguments, **named)
 
         monkeypatch.setattr(owner, name, held)
 
@@ -343,7 +344,7 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
     clear = threading.Event()
     remove = Completion._remove_run_files
 
-    def remove_late(completion: Completion, job: str) -> None:
+    def remove_late(completion: Completion, job: JobRow) -> None:
         clear.wait(PATIENCE_S)
         remove(completion, job)
 

@@ -5103,6 +5103,7 @@ class GetServerInfoResponse(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     MAX_MODEL_BYTES_FIELD_NUMBER: _builtins.int
     INFERENCE_PRECISION_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of Treadle."""
     cpu_target: _builtins.str
@@ -5168,6 +5169,11 @@ class GetServerInfoResponse(_message.Message):
     """The number format in which models compute where a request neither sets one
     nor continues from a state.
     """
+    replica: _builtins.str
+    """Which of several servers answered that share a database and its jobs. Each
+    has another one from its start to its end. Empty: the server has a database
+    of its own.
+    """
     @_builtins.property
     def caller(self) -> Global___CallerInfo:
         """Who the server takes the caller for, with its own limits and use. Not set
@@ -5205,10 +5211,11 @@ class GetServerInfoResponse(_message.Message):
         caller: Global___CallerInfo | None = ...,
         max_model_bytes: _builtins.int = ...,
         inference_precision: Global___InferencePrecision.ValueType = ...,
+        replica: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_precision", b"inference_precision", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cpu_target", b"cpu_target", "inference_limit", b"inference_limit", "inference_precision", b"inference_precision", "inference_running", b"inference_running", "kernels_ready", b"kernels_ready", "kernels_total", b"kernels_total", "learning_limit", b"learning_limit", "learning_running", b"learning_running", "max_corpus_bytes", b"max_corpus_bytes", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_new_tokens_limit", b"max_new_tokens_limit", "memory_budget_bytes", b"memory_budget_bytes", "memory_used_bytes", b"memory_used_bytes", "models_loaded", b"models_loaded", "models_loaded_bytes", b"models_loaded_bytes", "replica", b"replica", "score_stream_limit", b"score_stream_limit", "score_streams_running", b"score_streams_running", "session_limit", b"session_limit", "sessions_running", b"sessions_running", "threads", b"threads", "training_queue_limit", b"training_queue_limit", "training_queued", b"training_queued", "training_running", b"training_running", "training_slots", b"training_slots", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

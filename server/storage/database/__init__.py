@@ -63,6 +63,8 @@ class Database:
         self.acquire_job = leases.acquire_job
         self.renew = leases.renew
         self.release = leases.release
+        self.requests = leases.requests
+        self.backlog = leases.backlog
         self.take_duty = leases.take_duty
 
         aliases = AliasTable(engine)

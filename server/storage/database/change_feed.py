@@ -40,6 +40,11 @@ class ChangeFeed:
         self._callbacks = list[Callable[[Change], object]]()
         self._is_listening = False
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether changes are announced."""
+        return self._is_listening
+
     def subscribe(self, callback: Callable[[Change], object]) -> None:
         """Has a function called, in the event loop, with each change."""
         self._callbacks.append(callback)

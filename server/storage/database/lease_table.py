@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from treadle.server.storage.database.change import QUEUED
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
-from treadle.server.storage.schema import SELECT, JobRow, read_row
+from treadle.server.storage.schema import SELECT, BacklogRow, JobRow, read_row
 
 if TYPE_CHECKING:
     from treadle.server.storage.database.engine import Engine, Statements
@@ -44,6 +44,8 @@ class LeaseTable:
         lease_s: float,
         most_running: Callable[[str], int | None] = _unlimited,
         skipped: Collection[str] = (),
+        *,
+        is_patient: bool = False,
     ) -> JobRow | None:
         """Takes the lease of the job that is to run next.
 
@@ -55,18 +57,21 @@ class LeaseTable:
             lease_s: Seconds after which the lease ends.
             most_running: Returns how many jobs of an owner may run at once; None: any number.
             skipped: The ids of jobs that this server does not take.
+            is_patient: Whether to leave leases alone that are over and were not given up, since
+                nobody could renew them lately.
 
         Returns:
             The job with its new fence; None where no job may run.
         """
         now = self._engine.now
+        free = "holder = ''" if is_patient else f"lease_until_s < {now}"
         left_out = f" AND id NOT IN ({', '.join('?' * len(skipped))})" if skipped else ""
         # One at a time, so that two servers together do not exceed the quota of an owner.
         with self._engine.transaction("acquire") as transaction:
             first = transaction.rows(
                 "WITH waiting AS (SELECT id, owner, queued_s, ROW_NUMBER() OVER "
                 "(PARTITION BY owner ORDER BY queued_s, id) AS place FROM jobs "
-                f"WHERE {_TO_RUN} AND lease_until_s < {now}{left_out}), "
+                f"WHERE {_TO_RUN} AND {free}{left_out}), "
                 "held AS (SELECT owner, COUNT(*) AS running FROM jobs "
                 f"WHERE {_TO_RUN} AND lease_until_s >= {now} GROUP BY owner) "
                 "SELECT waiting.id, waiting.owner, COALESCE(held.running, 0) AS others "
@@ -133,6 +138,26 @@ class LeaseTable:
             )
             if any(waits for (waits,) in released):
                 transaction.notify(QUEUED)
+
+    def requests(self, replica: str) -> list[tuple[str, str]]:
+        """Returns what other servers ask of the jobs of one: the id of the job and the request.
+
+        Args:
+            replica: The id of the server that has the jobs.
+        """
+        return self._engine.rows(
+            "SELECT id, request FROM jobs WHERE holder = ? AND request != '' "
+            f"AND state IN ({_UNFINISHED}) ORDER BY queued_s, id",
+            replica,
+        )
+
+    def backlog(self) -> list[BacklogRow]:
+        """Returns every job that is not over in brief, the one queued first before the others."""
+        rows = self._engine.rows(
+            "SELECT id, owner, model, state, waits_for_bytes FROM jobs "
+            f"WHERE state IN ({_UNFINISHED}) ORDER BY queued_s, id"
+        )
+        return [BacklogRow(*row) for row in rows]
 
     def take_duty(self, name: str, replica: str, lease_s: float) -> bool:
         """Takes or keeps a duty that one server at a time has, such as removing old jobs.

@@ -219,6 +219,17 @@ class SharedJobFiles(JobFiles):
         except BlobsUnavailableError as error:
             logger.warning("old files of a job are deleted later: %s", error)
 
+    def kept(self, checkpoint: str) -> str:
+        """Returns what stays of a checkpoint once its job is over: the last and the best weights.
+
+        Raises:
+            DatabaseError: It cannot be read.
+        """
+        found = read_checkpoint(checkpoint)
+        return written_checkpoint(
+            {name: blob for name, blob in found.items() if name in (LAST_FILE, BEST_FILE)}
+        )
+
     def leave(self, job: str) -> None:
         """Removes the files of a job from this machine, where it does not run any more.
 

@@ -1,0 +1,444 @@
+"""Managers that share a database: each job is run by one of them, and known to all."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from treadle.model import train
+from treadle.model.config import NetworkConfig, TrainConfig
+from treadle.server.access.quota_book import QuotaBook
+from treadle.server.access.quotas import Quotas
+from treadle.server.errors import StatusError, aborted
+from treadle.server.failures import DatabaseUnavailableError, LostLeaseError
+from treadle.server.jobs import worker_protocol
+from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
+from treadle.server.jobs.executors.worker_pool import WorkerPool
+from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.leases.lease_keeper import Replica
+from treadle.server.jobs.manager import JobManager
+from treadle.server.jobs.submission import new_id, new_row
+from treadle.server.jobs.worker_request import RunLimits
+from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.job_files import FINAL_FILE
+from treadle.server.storage.upload_files import UploadedFile
+from treadle.v1 import sequence_pb2 as pb
+
+from .harness import PATIENCE_S, TEXT, until
+
+LEASE_S = 0.6
+"""Long enough for a busy machine to renew it, four times."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("model") / "m"
+    network = NetworkConfig(hidden_size=2, embedding_size=2)
+    train(b"abcabcabcabc", TrainConfig(network=network), max_steps=1).save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[DataDir]:
+    """The one data directory of all managers of a test."""
+    data_dir = DataDir(tmp_path)
+    yield data_dir
+    data_dir.close()
+
+
+class ScriptedWorker:
+    """Reports what it was made to report, then runs until it is asked to leave or killed."""
+
+    pid = 0
+    took_too_much = starved = lost = False
+    alive = True
+
+    def __init__(self, model: bytes, *messages: worker_protocol.Message, saves: bool) -> None:
+        self._model = model
+        self._messages = list(messages)
+        self._saves = saves
+        self._asked = asyncio.Event()
+        self.sent: list[worker_protocol.Message] = []
+        self.killed = ""
+
+    def send(self, message: worker_protocol.Message) -> None:
+        self.sent.append(message)
+
+    def ask_to_leave(self, message: worker_protocol.Message) -> None:
+        self.send(message)
+        self._asked.set()
+
+    async def supervise(self, timeout_s: float, limit_bytes: int | None = None) -> None:
+        await asyncio.sleep(PATIENCE_S)
+
+    def kill(self, why: str = "was killed") -> None:
+        self.killed = why
+        self._asked.set()
+
+    async def receive(self) -> worker_protocol.Message:
+        if self._messages:
+            return dict(self._messages.pop(0))
+        if self._saves:
+            place = Path(self.sent[0]["job"]["directory"]) / FINAL_FILE
+            place.write_bytes(self._model)
+            return {"event": "saved"}
+        await self._asked.wait()
+        if self.killed:
+            raise aborted(self.killed)
+        last = next(sent for sent in reversed(self.sent) if {"stop", "pause"} & set(sent))
+        if "stop" in last:
+            return {"event": "stopped", "reason": last["stop"]}
+        return {"event": "paused", "reason": last["pause"], "needs_bytes": 0}
+
+
+class ScriptedPool(WorkerPool):
+    """Gives out workers as a test makes them."""
+
+    def __init__(self, make: Callable[[], ScriptedWorker]) -> None:
+        super().__init__(standby=0)
+        self._make = make
+        self.given: list[ScriptedWorker] = []
+
+    async def take(self, needs: JobNeeds, on_wait: OnWait) -> Worker:
+        self.given.append(self._make())
+        return cast("Worker", self.given[-1])
+
+    def dismiss(self, worker: Worker) -> asyncio.Task[None]:
+        return asyncio.create_task(asyncio.sleep(0))
+
+
+@dataclass
+class Server:
+    """A manager and its workers."""
+
+    jobs: JobManager
+    workers: ScriptedPool
+
+    async def submit(self, data_dir: DataDir, name: str = "m", **fields: Any) -> str:
+        """Queues a job on TEXT; returns its id, or that of an earlier one."""
+        writer = data_dir.corpora.writer()
+        writer.write(TEXT)
+        sha256, size = writer.claim()
+        file = UploadedFile(sha256, "corpus", "train", 1.0, size)
+        spec = pb.TrainSpec(model=name, request_id=fields.pop("request_id", ""))
+        row = new_row(new_id(), spec, TrainConfig(), [file], **fields)
+        return (await self.jobs.submit(row)).id
+
+    async def follow(self, job: str, after: int = 0) -> list[pb.JobEvent]:
+        async with asyncio.timeout(PATIENCE_S):
+            return [event async for event in self.jobs.registry.watch(job, after)]
+
+    async def state(self, job: str) -> str:
+        return (await self.jobs.registry.row(job)).state
+
+
+def progress(step: int) -> worker_protocol.Message:
+    return {"event": "progress", "step": step, "tokens_seen": step}
+
+
+_NAMES = (f"r{number}" for number in itertools.count())
+
+
+@asynccontextmanager
+async def servers(
+    data_dir: DataDir,
+    *makes: Callable[[], ScriptedWorker],
+    quotas: QuotaBook | None = None,
+    lease_s: float = LEASE_S,
+    slots: int = 1,
+) -> AsyncIterator[list[Server]]:
+    """Runs a manager for each way to make workers; each runs jobs as soon as `open` is called."""
+    made = []
+    for make in makes:
+        pool = ScriptedPool(make)
+        manager = JobManager(
+            data_dir,
+            pool,
+            JobLimits(slots, 9, 9, 2),
+            RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0),
+            quotas=quotas,
+            replica=Replica(next(_NAMES), "", lease_s),
+        )
+        await manager.recover()
+        made.append(Server(manager, pool))
+    try:
+        yield made
+    finally:
+        for server in made:
+            await server.jobs.close("the test ended")
+
+
+def test_each_job_is_run_by_one_server_and_followed_from_all(
+    data_dir: DataDir, model: bytes
+) -> None:
+    def make() -> ScriptedWorker:
+        return ScriptedWorker(model, progress(1), progress(2), progress(3), saves=True)
+
+    async def run() -> None:
+        async with servers(data_dir, make, make) as (first, second):
+            jobs = [await first.submit(data_dir, f"m{number}") for number in range(6)]
+            early = [
+                asyncio.create_task(server.follow(job))
+                for job in jobs
+                for server in (first, second)
+            ]
+            first.jobs.open()
+            second.jobs.open()
+            followed = await asyncio.gather(*early)
+            for here, there in zip(followed[::2], followed[1::2], strict=True):
+                assert here == there
+                assert [event.sequence for event in here] == list(range(1, len(here) + 1))
+                steps = [e.progress.step for e in here if e.HasField("progress")]
+                assert (steps, here[-1].completed.version) == ([1, 2, 3], 1)
+            assert len(first.workers.given) + len(second.workers.given) == 6
+
+    asyncio.run(run())
+
+
+def test_a_job_of_a_server_that_is_gone_goes_on_elsewhere(data_dir: DataDir, model: bytes) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), progress(2), saves=True)
+
+        async with servers(data_dir, stays, saves) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            here = first.jobs.registry.live
+            await until(lambda: job in here and here[job].last_progress.step == 1)
+            lost = here[job]
+            assert first.jobs.replica is not None
+            await first.jobs.replica.keeper.stop()  # as if its process stood still
+            second.jobs.open()
+            events = await second.follow(job)
+            steps = [e.progress.step for e in events if e.HasField("progress")]
+            assert (steps, events[-1].completed.version) == ([1, 2], 1)
+            with pytest.raises(LostLeaseError):
+                await lost.publish(pb.JobEvent(progress=pb.TrainingProgress(step=9)))
+            with pytest.raises(LostLeaseError):
+                await lost.change(reason="still here")
+            await first.jobs.replica.keeper.renew()  # it moves again
+            await until(lambda: job not in here)
+            assert "elsewhere" in first.workers.given[0].killed
+            assert await first.follow(job) == events
+
+    asyncio.run(run())
+
+
+def test_requests_for_a_job_may_be_made_of_any_server(data_dir: DataDir, model: bytes) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            assert (await second.jobs.pause(job)).state == "paused"
+            assert job not in first.jobs.registry.live
+            assert (await second.jobs.resume(job)).state in ("queued", "running")
+            await until(lambda: len(first.workers.given) == 2)
+            with pytest.raises(StatusError, match="cancel or pause it before"):
+                await second.jobs.delete(job)
+            cancelled = await second.jobs.cancel(job)
+            assert cancelled.state in ("cancelled", "running")
+            with pytest.raises(StatusError) as caught:
+                await second.follow(job)
+            assert caught.value.code is grpc.StatusCode.CANCELLED
+            with pytest.raises(StatusError, match="cannot be paused"):
+                await second.jobs.pause(job)
+            await second.jobs.delete(job)
+            with pytest.raises(StatusError) as caught:
+                await first.follow(job)
+            assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+    asyncio.run(run())
+
+
+def test_a_job_that_nobody_runs_obeys_any_server(data_dir: DataDir, model: bytes) -> None:
+    async def run() -> None:
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=True)
+
+        async with servers(data_dir, saves, saves) as (first, second):
+            waits = await first.submit(data_dir)
+            ends = await first.submit(data_dir)
+            goes = await first.submit(data_dir)
+            assert (await second.jobs.pause(waits)).state == "paused"
+            assert (await first.jobs.cancel(ends)).state == "cancelled"
+            assert (await second.jobs.pause(goes)).state == "paused"
+            await first.jobs.delete(goes)
+            assert not first.jobs.registry.live
+            assert not second.jobs.registry.live
+            second.jobs.open()
+            assert (await first.jobs.resume(waits)).state in ("queued", "running")
+            assert (await first.follow(waits))[-1].completed.version == 1
+
+    asyncio.run(run())
+
+
+def test_a_request_that_its_server_does_not_live_to_heed_is_heeded_by_the_next(
+    data_dir: DataDir, model: bytes
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            assert first.jobs.replica is not None
+            await first.jobs.replica.keeper.stop()
+            second.jobs.open()
+            row = await second.jobs.registry.row(job)
+            data_dir.database.update_job(job, fence=row.fence, request="cancel")
+            with pytest.raises(StatusError) as caught:
+                await second.follow(job)
+            assert caught.value.code is grpc.StatusCode.CANCELLED
+            assert not second.workers.given
+
+    asyncio.run(run())
+
+
+def test_a_server_that_closes_gives_its_jobs_to_the_others(data_dir: DataDir, model: bytes) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=True)
+
+        async with servers(data_dir, stays, saves, lease_s=PATIENCE_S) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            following = asyncio.create_task(first.follow(job))
+            await asyncio.sleep(0)
+            await first.jobs.close("it is replaced")
+            with pytest.raises(StatusError, match="continues on another replica"):
+                await following
+            second.jobs.open()
+            assert (await second.follow(job))[-1].completed.version == 1
+
+    asyncio.run(run())
+
+
+def test_a_request_id_at_two_servers_at_once_makes_one_job(data_dir: DataDir, model: bytes) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, stays) as (first, second):
+            submitting = [
+                server.submit(data_dir, owner="ann", request_id="once")
+                for server in (first, second, first, second)
+            ]
+            assert len(set(await asyncio.gather(*submitting))) == 1
+            assert len(data_dir.database.jobs()) == 1
+
+    asyncio.run(run())
+
+
+def test_quotas_and_positions_hold_for_the_jobs_of_all_servers(
+    data_dir: DataDir, model: bytes
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        quotas = QuotaBook(lambda _: Quotas(jobs_running=1))
+        async with servers(data_dir, stays, stays, quotas=quotas) as (first, second):
+            jobs = [await first.submit(data_dir, owner="ann") for _ in range(3)]
+            first.jobs.open()
+            second.jobs.open()
+            await until(lambda: first.workers.given or second.workers.given)
+            for server in (first, second):
+                assert server.jobs.replica is not None
+                server.jobs.replica.keeper.look()
+            await asyncio.sleep(0.2)
+            assert len(first.workers.given) + len(second.workers.given) == 1
+            for server in (first, second):
+                backlog = await server.jobs.backlog()
+                assert (backlog.running_of("ann"), backlog.waiting_of("ann")) == (1, 2)
+                assert (backlog.position(jobs[1]), backlog.position(jobs[2])) == (0, 1)
+                assert backlog.models() == ["m"] * 3
+
+    asyncio.run(run())
+
+
+def test_events_wait_for_the_database_and_are_stored_once_and_in_order(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = data_dir.database.append_event
+    outages = iter([False, True, True, False, True, False, True])
+
+    def flaky(*arguments: Any, **named: Any) -> int:
+        """Loses its answer where an outage is odd, and does nothing where it is even."""
+        is_out = next(outages, False)
+        flaky.count += is_out  # type: ignore[attr-defined]
+        if is_out and flaky.count % 2:  # type: ignore[attr-defined]
+            append(*arguments, **named)
+        if is_out:
+            raise DatabaseUnavailableError("it cannot be reached")
+        return append(*arguments, **named)
+
+    flaky.count = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(data_dir.database, "append_event", flaky)
+
+    async def run() -> None:
+        def make() -> ScriptedWorker:
+            return ScriptedWorker(model, *(progress(step) for step in range(1, 6)), saves=True)
+
+        async with servers(data_dir, make, lease_s=PATIENCE_S) as (only,):
+            only.jobs.open()
+            events = await only.follow(await only.submit(data_dir))
+            steps = [e.progress.step for e in events if e.HasField("progress")]
+            assert steps == [1, 2, 3, 4, 5]
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            assert flaky.count == 4  # type: ignore[attr-defined]
+
+    asyncio.run(run())
+
+
+def test_leases_that_ran_out_in_an_outage_are_left_to_their_holders(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays, lease_s=1.0) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            row = data_dir.database.job(job)
+            assert row is not None
+            is_out = True
+            for name in ("renew", "acquire_next", "requests", "append_event", "update_job"):
+                method = getattr(data_dir.database, name)
+
+                def out(*arguments: Any, method: Any = method, **named: Any) -> Any:
+                    if is_out:
+                        raise DatabaseUnavailableError("it cannot be reached")
+                    return method(*arguments, **named)
+
+                monkeypatch.setattr(data_dir.database, name, out)
+            second.jobs.open()
+            await until(lambda: data_dir.database.now_s() > row.lease_until_s + 0.2)
+            is_out = False
+            await asyncio.sleep(1.2)
+            assert not second.workers.given
+            assert job in first.jobs.registry.live
+
+    asyncio.run(run())
