@@ -90,6 +90,21 @@ class TestTls:
             assert client.server_info().version
             assert client.health()
 
+    def test_several_servers_with_certificates_for_the_first_name(
+        self, site: Site, tls_server: FakeServer
+    ) -> None:
+        second = FakeServer(credentials=site.credentials())
+        port = second.address.rpartition(":")[2]
+        with Client(f"{tls_server.address},localhost:{port}", ca_file=site.ca) as client:
+            client.wait_ready(60)
+            for _ in range(200):
+                client.get_model("m")
+                if tls_server.service.requests and second.service.requests:
+                    break
+            assert tls_server.service.requests
+            assert second.service.requests
+        second.stop()
+
     def test_what_this_machine_trusts(
         self, site: Site, tls_server: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
