@@ -163,6 +163,11 @@ NOT_RUN = [
     NotRun("docs/scale.md", "--database-url", "needs PostgreSQL: tests/server/test_postgresql.py"),
     NotRun("docs/scale.md", "createuser", "needs PostgreSQL: tests/server/test_postgresql.py"),
     NotRun("docs/operations.md", "pg_dump", "needs PostgreSQL: tests/server/test_postgresql.py"),
+    NotRun(
+        "docs/scale.md",
+        "--server one.example:50051,two",
+        "needs such servers: tests/client/test_replicas.py",
+    ),
     NotRun("docs/scale.md", "treadle-database", "needs a cluster: tests/test_deploy.py"),
     NotRun("docs/scale.md", "--build-arg LOCK=ray.lock", "needs a cluster: tests/test_deploy.py"),
     NotRun(
