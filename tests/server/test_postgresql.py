@@ -103,6 +103,26 @@ def test_tables_of_an_older_version_are_brought_up_to_date(
         database.close()
 
 
+def test_a_dump_is_a_backup(own_server: PostgresqlServer) -> None:
+    name = own_server.new_database()
+    database = open_database(own_server.url(name))
+    database.add_job(job_row("a", files='[{"sha256": "aa"}]', owner="ann"), b"\0first")
+    database.set_alias("m", "prod", 3)
+    held = database.acquire_next("r1", 1000.0)
+    assert held is not None
+    database.close()
+    own_server.dump(name, own_server.root / "dump")
+    copy = own_server.new_database()
+    own_server.restore(copy, own_server.root / "dump")
+    restored = open_database(own_server.url(copy))
+    assert restored.job("a") == held
+    assert [payload for _, _, payload in restored.events("a", 0)] == [b"\0first"]
+    assert restored.aliases("m") == {"prod": 3}
+    assert restored.owns_corpus("ann", "aa")
+    assert restored.engine.rows("SELECT version FROM treadle_schema") == [(SCHEMA_VERSION,)]
+    restored.close()
+
+
 def test_newer_tables_are_refused_and_left_as_they_are(postgresql_url: str) -> None:
     with psycopg.connect(postgresql_url) as newer:
         newer.execute("CREATE TABLE treadle_schema (version BIGINT NOT NULL)")

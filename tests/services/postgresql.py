@@ -78,6 +78,14 @@ class PostgresqlServer:
         """Ends the connections to a database and deletes it."""
         self._ask(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
+    def dump(self, name: str, file: Path) -> None:
+        """Writes a database to a file, as `pg_dump --format=custom` does."""
+        self._run("pg_dump", "--format=custom", f"--file={file}", self.url(name))
+
+    def restore(self, name: str, file: Path) -> None:
+        """Fills an empty database from such a file."""
+        self._run("pg_restore", "--no-owner", f"--dbname={self.url(name)}", str(file))
+
     def start(self) -> None:
         """Starts, after `stop` on the same port."""
         for _ in range(10):  # somebody else may take the port meanwhile
