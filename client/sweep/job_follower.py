@@ -33,6 +33,9 @@ _LAST_PAUSE_S = 5.0
 _TRIES = 20
 """How often the last events of a job are asked for, which a server with a damaged disk may lack."""
 
+_MISSING_TRIES = 3
+"""How often a server has to say that there is no such job, one second after the other."""
+
 _READERS = 4
 """How many jobs that have ended are read at the same time."""
 
@@ -84,13 +87,19 @@ class JobFollower:
         self.updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         """What was learned, in the order in which it arrived."""
 
-    def follow(self, trial: int, job: Job) -> None:
-        """Begins to follow a job, from its first event on."""
-        if job.state in _FINAL:
-            self._readers.submit(self._follow, trial, job.id)
+    def follow(self, trial: int, job: str, *, is_over: bool = False) -> None:
+        """Begins to follow a job, from its first event on.
+
+        Args:
+            trial: The number of its trial.
+            job: Its id.
+            is_over: Whether it has ended, so that its events need not be waited for.
+        """
+        if is_over:
+            self._readers.submit(self._follow, trial, job)
         else:
             threading.Thread(
-                target=self._follow, args=(trial, job.id), name=f"sweep-{trial}", daemon=True
+                target=self._follow, args=(trial, job), name=f"sweep-{trial}", daemon=True
             ).start()
 
     def close(self) -> None:
@@ -134,14 +143,24 @@ class JobFollower:
         """Puts every event of a job into the queue once, and at last the job itself."""
         after = 0
         tries = 0
+        missing = 0
         while not self._closing.is_set():
+            before = after
             try:
-                before = after
                 after = self._watch(trial, job, before)
                 found = self.patiently(
                     lambda: self._client.get_job(job),
                     lambda error: self.updates.put(Update(trial, job, Break(error))),
                 )
+                missing = 0
+            except NotFoundError as error:
+                # Of several servers one may not know yet what another one has accepted.
+                missing += 1
+                if missing == _MISSING_TRIES:
+                    self.updates.put(Update(trial, job, error))
+                    return
+                self._closing.wait(_AGAIN_S)
+                continue
             except Exception as error:  # also what gRPC raises where the client is closed
                 self.updates.put(Update(trial, job, error))
                 return

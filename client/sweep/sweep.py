@@ -45,7 +45,7 @@ from treadle.client.sweep.trial_tags import (
     trial_tags,
 )
 from treadle.client.training_run import TrainingRun
-from treadle.v1.sequence_pb2 import GetServerInfoResponse, Job, Model
+from treadle.v1.sequence_pb2 import GetServerInfoResponse, Job, JobEvent, Model
 
 _REFUSALS = 10
 """So many trials may be refused before one is accepted: then something that they share is wrong."""
@@ -246,7 +246,7 @@ class Sweep:
             trial = self._restored(job)
             self.trials[trial.number] = trial
             self._begin_at(job.create_time.ToNanoseconds() / 1e9)
-            self._jobs.follow(trial.number, job)
+            self._jobs.follow(trial.number, job.id, is_over=trial.state not in OPEN_STATES)
         self._total = max([self.spec.trials, *self.trials])
         if jobs:
             yield SweepEvent("found", text=f"{len(jobs):,} of its trials are there already")
@@ -334,7 +334,7 @@ class Sweep:
             self._retry_at = 0.0
             trial = self._chosen(self._next)
             try:
-                job = self._jobs.patiently(lambda: self._train(trial))  # noqa: B023 - called here
+                first = self._jobs.patiently(lambda: self._train(trial))  # noqa: B023 - called here
             except ResourceExhaustedError as error:
                 self._retry_at = time.monotonic() + (error.retry_delay_s or _BUSY_S)
                 if not self._is_waiting:
@@ -351,10 +351,10 @@ class Sweep:
                 yield from self._judge(trial)
                 continue
             self._is_waiting = False
-            trial.job = job.id
+            trial.job = first.job
             self.trials[trial.number] = trial
-            self._begin_at(job.create_time.ToNanoseconds() / 1e9)
-            self._jobs.follow(trial.number, job)
+            self._begin_at(first.event_time.ToNanoseconds() / 1e9)
+            self._jobs.follow(trial.number, trial.job)
             yield SweepEvent("queued", trial)
 
     def _chosen(self, number: int) -> Trial:
@@ -366,11 +366,11 @@ class Sweep:
         pending = [self.trials[each] for each in range(len(counted) + 1, number)]
         return Trial(number, self._sampler.choose(number, settled, pending))
 
-    def _train(self, trial: Trial) -> Job:
+    def _train(self, trial: Trial) -> JobEvent:
         """Submits the job of a trial; a repeated call finds the same job.
 
         Returns:
-            The job.
+            The first event of the job.
 
         Raises:
             InputError: There is a job of this request id that is no trial of this sweep.
@@ -389,7 +389,7 @@ class Sweep:
                 with self._client.train(
                     files(), model=spec.model, reconnect_s=0.0, **cast(TrainOptions, options)
                 ) as run:
-                    return self._client.get_job(run.detach())
+                    return next(run)
             except NotFoundError:
                 if files == sent[-1]:
                     raise

@@ -60,8 +60,8 @@ class FakeRun:
         if self._server.get_job(self._job).state == v1.JOB_STATE_CANCELLED:
             raise CancelledError("the job was cancelled", code="CANCELLED")
 
-    def detach(self) -> str:
-        return self._job
+    def __next__(self) -> v1.JobEvent:
+        return next(iter(self))
 
 
 class FakeSweepServer:

@@ -196,6 +196,26 @@ def test_a_deleted_job_is_submitted_again(tmp_path: Path) -> None:
     assert table(again) == table(whole)
 
 
+def test_a_job_that_is_deleted_under_way_is_submitted_again(tmp_path: Path) -> None:
+    spec = sweep_spec(tmp_path)
+    _, whole = run_whole(FakeSweepServer(losses), spec)
+    server = FakeSweepServer(losses)
+    watch: Any = server.watch
+    gone: list[str] = []
+
+    def delete_and_watch(job: str, after: int = 0, **options: Any) -> Any:
+        if not gone and server.get_job(job).spec.tags["trial"] == "5":
+            gone.append(job)
+            del server.by_id[job]
+        return watch(job, after, **options)
+
+    server.watch = delete_and_watch  # type: ignore[method-assign]
+    _, sweep = run_whole(server, spec)
+    assert server.submissions == 13
+    assert sweep.trials[5].job != gone[0]
+    assert table(sweep) == table(whole)
+
+
 def test_jobs_that_only_have_its_tag_are_no_trials(tmp_path: Path) -> None:
     server = FakeSweepServer(losses)
     spec = sweep_spec(tmp_path)
