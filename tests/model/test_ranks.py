@@ -1,0 +1,106 @@
+"""How ranks find each other and divide work, without an MPI."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from treadle.model.errors import ConfigError, PackageError
+from treadle.model.network.ranks import ranks as ranks_module
+from treadle.model.network.ranks.gradient_exchange import rows_of, share_out
+from treadle.model.network.ranks.ranks import Ranks, _patiently
+from treadle.model.network.shards import shard_slices
+from treadle.model.training.ranks.join import join
+
+
+class World:
+    """A communicator of mpi4py, as far as joining needs it."""
+
+    def __init__(self, size: int, others: list[Any]) -> None:
+        self._size = size
+        self._others = others
+
+    def Get_size(self) -> int:  # noqa: N802
+        return self._size
+
+    def Get_rank(self) -> int:  # noqa: N802
+        return 0
+
+    def Dup(self) -> World:  # noqa: N802
+        return self
+
+    def allgather(self, own: Any) -> list[Any]:
+        return [own, *self._others]
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    fake = SimpleNamespace(COMM_WORLD=world, Get_library_version=lambda: "MPICH Version: 5")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=fake))
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_another_mpi_than_that_of_mpirun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, World(1, []))
+    with pytest.raises(PackageError, match="MPICH Version: 5"):
+        join()
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_another_version_on_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, World(2, [("far", ("0.0.0", [], ("3", "11"), "little"))]))
+    with pytest.raises(PackageError, match="on far is not the same"):
+        join()
+
+
+@pytest.mark.parametrize(("items", "ranks"), [(1, 2), (3, 2), (16, 4), (5, 3), (0, 2), (7, 7)])
+def test_every_item_has_a_rank(items: int, ranks: int) -> None:
+    shares = share_out(items, ranks)
+    assert [item for share in shares for item in share] == list(range(items))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes[0] == min(sizes)  # rank 0 makes the batches, too
+
+
+def test_rows_follow_the_shards() -> None:
+    slices = shard_slices(50)
+    rows = rows_of(share_out(len(slices), 3), slices)
+    assert rows == [slice(0, 16), slice(16, 32), slice(32, 50)]
+    assert rows_of(share_out(1, 2), shard_slices(9)) == [slice(0, 0), slice(0, 9)]
+
+
+def test_a_wait_sleeps_longer_the_longer_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        now[0] += 0.01
+
+    def look() -> bool:
+        now[0] += 0.0001
+        return now[0] >= 2.0
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(ranks_module, "time", clock)
+    _patiently(look)
+    assert naps == sorted(naps)
+    assert naps[0] < naps[-1]
+
+
+def test_nothing_is_exchanged_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, World(2, []))
+    ranks = Ranks(World(2, []))
+    with pytest.raises(ConfigError), ranks.together():
+        raise ConfigError("a fault")
+    assert ranks.is_broken
+    with pytest.raises(RuntimeError, match="no longer work together"):
+        ranks.broadcast(np.zeros(3))
