@@ -260,6 +260,32 @@ def test_a_server_that_stops_and_starts_is_used_again(
     database.close()
 
 
+def test_a_lost_connection_fails_one_call_at_most(
+    open_new: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_pool, "_ATTEMPT_S", PATIENCE_S)
+    database = open_new()
+    database.add_job(job_row("a"))
+    with psycopg.connect(database_url(database), autocommit=True) as admin:
+        for _ in range(5):
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(lambda _: database.job("a"), range(8)))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'treadle' AND datname = current_database()"
+            )
+            with ThreadPoolExecutor(4) as threads:
+                failed = [*threads.map(lambda _: is_unavailable(database), range(8))]
+            assert sum(failed) <= 4  # those in the moment of the end, but not those after it
+            assert not is_unavailable(database)
+
+
+def database_url(database: Database) -> str:
+    """Returns the URL of a database, from its own connection."""
+    [(name, port)] = database.engine.rows("SELECT current_database(), inet_server_port()")
+    return f"postgresql://treadle@127.0.0.1:{port}/{name}"
+
+
 def test_a_server_that_hangs_is_given_up_in_time(
     own_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def translated(error: psycopg.Error, place: str) -> DatabaseError | OSError:
         error: The error of psycopg.
         place: The database, as messages name it.
     """
-    what = str(error).strip().partition("\n")[0]
+    what = first_line(error)
     code = error.sqlstate or ""
     if isinstance(error, errors.DiskFull):
         return OSError(errno.ENOSPC, "the disk of the database is full", place)
@@ -39,6 +39,11 @@ def translated(error: psycopg.Error, place: str) -> DatabaseError | OSError:
     if is_down(error) or code.startswith(_PASSES):
         return DatabaseUnavailableError(f"{place} cannot be reached for now ({what})")
     return DatabaseError(f"{place} cannot be used ({what})")
+
+
+def first_line(error: psycopg.Error) -> str:
+    """Returns what an error says in short."""
+    return str(error).strip().partition("\n")[0]
 
 
 def is_down(error: psycopg.Error) -> bool:

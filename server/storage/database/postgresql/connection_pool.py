@@ -17,7 +17,11 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from treadle.server.failures import DatabaseUnavailableError
-from treadle.server.storage.database.postgresql.connection_failure import is_down, translated
+from treadle.server.storage.database.postgresql.connection_failure import (
+    first_line,
+    is_down,
+    translated,
+)
 from treadle.server.storage.database.postgresql.connection_settings import ConnectionSettings
 
 _ANSWER_S = 10.0
@@ -28,7 +32,9 @@ _SILENT_S = 5.0
 """Seconds after which it ends a transaction in which nothing happens, so that a server that is
 stopped holds no lock for longer."""
 _RETRY_S = 0.5
-"""Seconds between two attempts to reach it."""
+"""Seconds after an attempt to reach it that failed, in which there is no further one."""
+_ATTEMPT_S = 0.2
+"""Seconds that a caller waits for the attempt of another."""
 
 
 class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -57,8 +63,8 @@ class ConnectionPool:
         self._idle = list[BoundedConnection]()
         self._lent = threading.local()
         self._closed = False
-        self._failure: psycopg.Error | None = None
-        """Why the server of the database was not reached last; None: it was."""
+        self._failure = ""
+        """Why the server of the database was not reached last; empty: it was."""
         self._retry_at = 0.0
         self._trying = threading.Lock()
 
@@ -117,21 +123,29 @@ class ConnectionPool:
 
         Raises:
             psycopg.Error: The database cannot be reached.
+            DatabaseUnavailableError: It could not a moment ago.
         """
-        if self._failure is None:
+        if not self._failure:
             return self._connect()
-        failure = self._failure
-        if time.monotonic() < self._retry_at or not self._trying.acquire(blocking=False):
-            raise failure.with_traceback(None)
+        # Where only one connection was lost, the attempt succeeds in much less.
+        if not self._trying.acquire(timeout=_ATTEMPT_S):
+            raise self._unavailable()
         try:
+            if self._failure and time.monotonic() < self._retry_at:
+                raise self._unavailable()
             connection = self._connect()
+            self._failure = ""
         except psycopg.Error:
             self._retry_at = time.monotonic() + _RETRY_S
             raise
         finally:
             self._trying.release()
-        self._failure = None
         return connection
+
+    def _unavailable(self) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(
+            f"{self._settings.place} cannot be reached for now ({self._failure})"
+        )
 
     def _connect(self) -> BoundedConnection:
         connection = BoundedConnection.connect(autocommit=True, **self._settings.parameters)
@@ -156,9 +170,7 @@ class ConnectionPool:
             connection.close()
 
     def _note_failure(self, error: psycopg.Error) -> None:
-        if self._failure is None:
-            self._retry_at = time.monotonic() + _RETRY_S
-        self._failure = error
+        self._failure = first_line(error)
         self._close_idle()  # they lead to the same server
 
     def _close_idle(self) -> None:
