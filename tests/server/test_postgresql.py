@@ -197,6 +197,13 @@ def test_two_servers_reserve_different_versions(open_new: Callable[[], Database]
     assert sorted(versions) == list(range(1, 13))
 
 
+def test_looking_at_an_empty_queue_waits_for_nobody(open_new: Callable[[], Database]) -> None:
+    busy = open_new()
+    other = open_new()
+    with busy.engine.transaction("acquire"), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(other.acquire_next, "r", 100.0).result(PATIENCE_S) is None
+
+
 def test_a_thread_takes_one_connection_at_a_time(open_new: Callable[[], Database]) -> None:
     engine = open_new().engine
     with engine.transaction(), pytest.raises(RuntimeError, match="one connection at a time"):

@@ -66,12 +66,16 @@ class LeaseTable:
         now = self._engine.now
         free = "holder = ''" if is_patient else f"lease_until_s < {now}"
         left_out = f" AND id NOT IN ({', '.join('?' * len(skipped))})" if skipped else ""
+        waits = f"{_TO_RUN} AND {free}{left_out}"
+        # Most looks find nothing, and need not wait for each other.
+        if not self._engine.rows(f"SELECT 1 FROM jobs WHERE {waits} LIMIT 1", *skipped):
+            return None
         # One at a time, so that two servers together do not exceed the quota of an owner.
         with self._engine.transaction("acquire") as transaction:
             first = transaction.rows(
                 "WITH waiting AS (SELECT id, owner, queued_s, ROW_NUMBER() OVER "
                 "(PARTITION BY owner ORDER BY queued_s, id) AS place FROM jobs "
-                f"WHERE {_TO_RUN} AND {free}{left_out}), "
+                f"WHERE {waits}), "
                 "held AS (SELECT owner, COUNT(*) AS running FROM jobs "
                 f"WHERE {_TO_RUN} AND lease_until_s >= {now} GROUP BY owner) "
                 "SELECT waiting.id, waiting.owner, COALESCE(held.running, 0) AS others "
