@@ -297,13 +297,19 @@ class JobManager:
             StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
                 record that, and a server that starts before it has ended would continue it.
         """
-        found = await self._find(job, "cancel")
+        found = await outlast(self._find(job, "cancel"))
         return await outlast(self._cancel(found)) if isinstance(found, Job) else found
 
     @property
     def replica_id(self) -> str:
         """The id of this server among those that share the database; empty: there are none."""
         return "" if self.replica is None else self.replica.keeper.replica.id
+
+    @property
+    def waiting_count(self) -> int:
+        """Jobs that wait for a slot or for the rest of their corpus; of all servers, if several."""
+        waiting = self.queue.waiting_count
+        return waiting if self.replica is None else waiting + self.replica.waiting_count
 
     async def backlog(self) -> JobQueue | StoredBacklog:
         """Returns what counts the jobs that are not over: of all servers that share the database.
@@ -403,7 +409,7 @@ class JobManager:
                 RESOURCE_EXHAUSTED: it pauses, but the disk is too full to record that, and a server
                 that starts before it has paused would continue it.
         """
-        found = await self._find(job, "pause")
+        found = await outlast(self._find(job, "pause"))
         if isinstance(found, Job):
             return await outlast(self._pause(found))
         check_open(found, "paused")
@@ -443,7 +449,7 @@ class JobManager:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled.
         """
-        found = await self._find(job, "resume")
+        found = await outlast(self._find(job, "resume"))
         if isinstance(found, Job):
             return await outlast(self._resume(found))
         check_open(found, "resumed")
@@ -566,7 +572,7 @@ class JobManager:
             await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
             await thread_pools.DATABASE.run(delete, row.id)
         self._jobs.pop(row.id, None)
-        if live is not None:
+        if live is not None and live.lease.fence is not None:
             live.lease.is_lost = True
         await thread_pools.STORE.run(self._data_dir.jobs.remove, row.id)
 
@@ -576,6 +582,7 @@ class JobManager:
         job.requests += 1
         try:
             async with job.deciding:
+                job.lease.check(job.id)
                 if job.id not in self._jobs and not job.row.is_final:
                     raise job_not_found(job.id)  # deleted while this one waited
                 yield

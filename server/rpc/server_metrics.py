@@ -83,7 +83,7 @@ def server_state(
             "treadle_memory_budget_used_bytes": lambda: budget.used,
             "treadle_memory_budget_limit_bytes": lambda: budget.limit,
             "treadle_jobs": job_states,
-            "treadle_training_queue_depth": lambda: jobs.queue.waiting_count,
+            "treadle_training_queue_depth": lambda: jobs.waiting_count,
             "treadle_leases_held": lambda: len(jobs.registry.live) if jobs.replica else 0,
             "treadle_storage_up": storage_up,
             "treadle_worker_processes": lambda: workers.count,

@@ -348,7 +348,7 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
             uptime_s=time.monotonic() - self._began,
             training_slots=self._config.training_slots,
             training_running=self._jobs.queue.running_count,
-            training_queued=self._jobs.queue.waiting_count,
+            training_queued=self._jobs.waiting_count,
             training_queue_limit=self._config.training_queue_limit,
             inference_limit=self._config.inference_limit,
             inference_running=self._admission.calls.running,

@@ -238,3 +238,43 @@ def test_jobs_are_counted_by_state_and_owner(database: Database) -> None:
     assert database.count_jobs(["queued"]) == 2
     assert database.count_jobs(["queued", "paused"], "ann") == 2
     assert database.count_jobs(["queued"], "bob") == 1
+
+
+def test_a_server_that_is_patient_leaves_leases_alone_that_were_not_given_up(
+    database: Database,
+) -> None:
+    database.add_job(job_row("dead"))
+    taken(database.acquire_next("r1", OVER_S))
+    assert database.acquire_next("r2", LONG_S, is_patient=True) is None
+    database.add_job(job_row("new"))
+    assert taken(database.acquire_next("r2", LONG_S, is_patient=True)).id == "new"
+    database.release("new", 1)
+    assert taken(database.acquire_next("r2", LONG_S, is_patient=True)).id == "new"
+    assert taken(database.acquire_next("r2", LONG_S)).id == "dead"
+
+
+def test_the_holder_of_a_job_is_told_what_others_ask_of_it(database: Database) -> None:
+    for name in ("a", "b"):
+        database.add_job(job_row(name))
+        taken(database.acquire_job("r1", name, LONG_S))
+    assert database.requests("r1") == []
+    database.update_job("b", fence=1, request="pause")
+    assert database.requests("r1") == [("b", "pause")]
+    assert database.requests("r2") == []
+    with pytest.raises(LostLeaseError):
+        database.update_job("b", fence=2, request="cancel")
+    database.update_job("b", fence=1, request="")
+    assert database.requests("r1") == []
+
+
+def test_the_backlog_is_what_is_not_over_in_the_order_of_the_queue(database: Database) -> None:
+    for number, state in enumerate(("running", "succeeded", "queued", "paused")):
+        database.add_job(
+            job_row(state, state=state, owner="ann", queued_s=9.0 - number, waits_for_bytes=number)
+        )
+    rows = database.backlog()
+    assert [(row.id, row.owner, row.model, row.waits_for_bytes) for row in rows] == [
+        ("paused", "ann", "m", 3),
+        ("queued", "ann", "m", 2),
+        ("running", "ann", "m", 0),
+    ]

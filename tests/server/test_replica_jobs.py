@@ -28,6 +28,7 @@ from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import new_id, new_row
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
+from treadle.server.storage.database.change import Change
 from treadle.server.storage.job_files import FINAL_FILE
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
@@ -169,9 +170,25 @@ async def servers(
         )
         await manager.recover()
         made.append(Server(manager, pool))
+    loop = asyncio.get_running_loop()
+    engine = data_dir.database.engine
+    before = engine.notify
+
+    def announce(change: Change) -> None:
+        """Announces a change soon, when its transaction is over, as PostgreSQL does."""
+        loop.call_soon_threadsafe(loop.call_later, 0.02, note, change)
+
+    def note(change: Change) -> None:
+        for server in made:
+            assert server.jobs.replica is not None
+            server.jobs.replica.wake(change.name)
+            server.jobs.replica.keeper.look()
+
+    engine.notify = announce  # type: ignore[method-assign]
     try:
         yield made
     finally:
+        engine.notify = before  # type: ignore[method-assign]
         for server in made:
             await server.jobs.close("the test ended")
 

@@ -43,11 +43,17 @@ def spec_of(number: int) -> pb.TrainSpec:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
     """The weights of all jobs on a server that nobody disturbs."""
     server = Server(tmp_path_factory.mktemp("calm") / "data", "--training-slots", "2")
-    running = [server.caller.train(spec_of(number), TEXT) for number in range(JOBS)]
-    for events in running:
-        list(events)
-    yield [exported_weights(server.caller, f"model-{number}") for number in range(JOBS)]
-    server.close()
+    try:
+        running = [server.caller.train(spec_of(number), TEXT) for number in range(JOBS)]
+        jobs = {next(events).job for events in running}
+        end = time.monotonic() + 10 * PATIENCE_S
+        while jobs:
+            time.sleep(0.5)
+            assert time.monotonic() < end, "the jobs do not end"
+            jobs -= {job for job in jobs if server.caller.job(job).HasField("end_time")}
+        yield [exported_weights(server.caller, f"model-{number}") for number in range(JOBS)]
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -121,7 +121,9 @@ def test_a_job_obeys_either_server_and_its_live_weights_are_served_by_both(pair:
     assert code_of(two.caller.job, job) is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.shared), signal.SIGKILL]
+)
 def test_a_job_goes_on_where_its_server_ends(
     tmp_path: Path, postgresql_url: str, pair: Pair, number: signal.Signals
 ) -> None:

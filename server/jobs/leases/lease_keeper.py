@@ -36,6 +36,9 @@ _RENEWALS = 4
 _LOOK_S = 1.0
 """Seconds after which the queue is looked at even without a message about it."""
 
+_FORGET_S = 86_400.0
+"""Seconds after which a server that was killed is forgotten."""
+
 _RETRY_S = 0.5
 """Seconds between two attempts to renew the leases while the database cannot be reached."""
 
@@ -107,11 +110,16 @@ class LeaseKeeper:
         ]
 
     async def stop(self) -> None:
-        """Renews and takes no lease any more."""
+        """Renews and takes no lease any more, and says that the server has ended."""
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if not self._tasks:
+            return
+        await asyncio.wait(self._tasks)
+        self._tasks = []
+        with suppress(DatabaseError):
+            await self._call(self._database.forget_replica, self.replica.id)
+            await self._call(self._database.forget_silent_replicas, _FORGET_S)
 
     def look(self) -> None:
         """Looks for jobs to take and for requests of other servers at once."""
@@ -164,6 +172,7 @@ class LeaseKeeper:
         }
         fences = {job.id: job.lease.fence or 0 for job in held.values()}
         lost = await self._call(self._database.renew, self.replica.id, fences, self.replica.lease_s)
+        await self._call(self._database.see_replica, self.replica.id, self.replica.address)
         for name in lost:
             job = held[name]
             # It may have been given back, or have ended, while the database answered.

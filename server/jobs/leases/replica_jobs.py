@@ -22,6 +22,7 @@ from treadle.server.jobs.leases.backlog import StoredBacklog
 from treadle.server.jobs.leases.lease_keeper import LeaseKeeper, Replica
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_damage import damage
+from treadle.server.storage.job_state import JobState
 from treadle.server.storage.lease import Lease
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class ReplicaJobs:
         """Jobs that are being given back."""
         self._answering: dict[str, asyncio.Task[None]] = {}
         """Jobs for which a request of another server is being decided."""
+        self.waiting_count = 0
+        """Jobs of all servers that waited when they were last counted, each second."""
         self._space_tries: dict[str, tuple[int, float]] = {}
         """How often jobs that wait for disk space were tried here, and when they may be again."""
         self.keeper = LeaseKeeper(
@@ -301,6 +304,8 @@ class ReplicaJobs:
 
     async def _heed(self) -> None:
         """Begins to do what other servers ask for of the jobs here."""
+        count = self._database.count_jobs
+        self.waiting_count = await thread_pools.LEASES.run(count, [JobState.QUEUED])
         if not self._jobs:
             return
         asked = await thread_pools.LEASES.run(self._database.requests, self.keeper.replica.id)
