@@ -103,10 +103,13 @@ def test_a_list_that_reads_many_jobs_goes_on_with_the_next_page(
     ) -> list[JobRow]:
         return [row for row in rows if after is None or row.place < after][:limit]
 
+    async def no_backlog() -> SimpleNamespace:
+        return SimpleNamespace(positions=dict)
+
     service = servicer.SequenceService.__new__(servicer.SequenceService)
     service._jobs = SimpleNamespace(  # type: ignore[assignment]
         registry=SimpleNamespace(page=read, fault=lambda row: ""),
-        queue=SimpleNamespace(positions=dict),
+        backlog=no_backlog,
     )
 
     def fill(tags: dict[str, str], after: tuple[float, str] | None) -> tuple[list[str], object]:
