@@ -104,3 +104,13 @@ def test_nothing_is_exchanged_after_a_failure(monkeypatch: pytest.MonkeyPatch) -
     assert ranks.is_broken
     with pytest.raises(RuntimeError, match="no longer work together"):
         ranks.broadcast(np.zeros(3))
+
+
+def test_a_fault_of_one_rank_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, World(3, []))
+    ranks = Ranks(World(3, []))
+    answers = [None, ConfigError("rank 2 on far: optimizer.precision cannot be bf16")]
+    monkeypatch.setattr(ranks, "_receive_object", lambda rank, tag: answers[rank - 1])
+    with pytest.raises(ConfigError, match="rank 2 on far"):
+        ranks.check()
+    assert ranks.is_broken  # rank 1 would wait for what follows

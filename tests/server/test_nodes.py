@@ -79,7 +79,7 @@ def weights(server: Server, name: str) -> bytes:
 
 def test_the_number_of_nodes_changes_no_bit(server: Server) -> None:
     for nodes in (1, 3):
-        spec = shared(tiny_spec(f"nodes-{nodes}", max_steps=30), nodes)
+        spec = shared(tiny_spec(f"nodes-{nodes}", max_steps=12), nodes)
         events = list(server.caller.train(spec, TEXT * 3))
         assert events[0].state.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
         (started,) = [event.started for event in events if event.HasField("started")]

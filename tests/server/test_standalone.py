@@ -35,7 +35,7 @@ window = 8
 cell = "gru"
 hidden_size = 12
 [limits]
-max_steps = 700
+max_steps = 500
 [report]
 progress_interval_s = 0.1
 validation_interval_steps = 300

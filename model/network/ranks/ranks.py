@@ -106,14 +106,16 @@ class Ranks:
     def check(self) -> None:
         """Waits until every other rank has answered.
 
+        Nothing can be exchanged after a fault: ranks without one continue with the command.
+
         Raises:
             Exception: What the first of them could not be followed for.
         """
         with self.together():
             answers = [self._receive_object(rank, _ANSWER) for rank in range(1, self.size)]
-        for fault in answers:
-            if fault is not None:
-                raise fault
+            for fault in answers:
+                if fault is not None:
+                    raise fault
 
     def _receive_object(self, rank: int, tag: int) -> Any:
         status = self._mpi.Status()
