@@ -124,7 +124,7 @@ class TestCommandLine:
     def test_a_chat_continues(self, broken_model: Client) -> None:
         words = ["chat", "broken", "--max-new-tokens", "4000", "--stop", "#", "--seed", "3"]
         whole = run(broken_model.address, *words, data=b"hello\n")
-        with CutProxy(broken_model.address, [4500]) as proxy:
+        with CutProxy(broken_model.address, [3500]) as proxy:
             done = run(proxy.address, *words, data=b"hello\n")
         assert (done.returncode, done.stdout) == (0, whole.stdout)
         assert b"trying again" in done.stderr

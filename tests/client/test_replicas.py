@@ -204,7 +204,9 @@ def test_a_killed_server_costs_its_callers_nothing(real_server: str, tmp_path: P
             ).result()
             here.copy_model("twins", there)
             client.wait_ready(60)
-            asked: dict[str, Any] = {"seed": 4, "max_new_tokens": 60_000, "return_state": True}
+            # More than the client buffers, so that the killed server has not sent it all.
+            asked: dict[str, Any] = {"seed": 4, "max_new_tokens": 8000, "return_state": True}
+            asked["log_probabilities"] = True
             with here.generate("twins", "hello", **asked) as undisturbed:
                 whole = "".join(undisturbed), undisturbed.result()
             breaks: list[ServerError] = []
