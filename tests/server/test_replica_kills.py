@@ -26,7 +26,7 @@ pytestmark = pytest.mark.shared
 
 JOBS = 12
 KILLS = 30
-STEPS = 60_000
+STEPS = 100_000
 
 
 def spec_of(number: int) -> pb.TrainSpec:
@@ -76,6 +76,7 @@ def test_jobs_survive_kills(
     )
     chance = random.Random(count)
     killed = {"server": 0, "worker": 0}
+    met = 0
     try:
         running = [replicas.any().train(spec_of(number), TEXT) for number in range(JOBS)]
         jobs = [next(events).job for events in running]
@@ -91,8 +92,7 @@ def test_jobs_survive_kills(
             elif replicas.kill(place):
                 killed[what] += 1
                 threading.Thread(target=replicas.start, args=(place,)).start()
-            states = {replicas_state(replicas, job) for job in jobs[-1:]}
-            assert states  # the last jobs are still to run, so that the kills meet something
+            met += any(not follower.ended for follower in followers)
         end = time.monotonic() + 10 * PATIENCE_S
         for follower in followers:
             follower.join(max(0.0, end - time.monotonic()))
@@ -108,24 +108,14 @@ def test_jobs_survive_kills(
             found = replicas.any().stub.GetModel(pb.GetModelRequest(model=model))
             assert list(found.versions) == [found.model.version]
             assert exported_weights(replicas.any(), model) == weights
-        print(f"{count} servers: {killed}", sum(each.reconnections for each in followers))
+        reconnections = sum(follower.reconnections for follower in followers)
+        print(f"{count} servers: {killed}, {met} rounds while jobs ran, {reconnections=}")
     finally:
         replicas.close()
     database = open_database(url)
     check_blobs(blobs_url, database)
     database.close()
     postgresql_server.drop_database(name)
-
-
-def replicas_state(replicas: Replicas, job: str) -> int:
-    """Returns the state of a job, from a server that answers."""
-    import grpc
-
-    while True:
-        try:
-            return replicas.any().job(job).state
-        except (grpc.RpcError, ValueError):
-            time.sleep(0.05)
 
 
 def check_blobs(url: str, database: Database) -> None:

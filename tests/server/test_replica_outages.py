@@ -130,13 +130,13 @@ def test_a_server_that_is_cut_off_from_the_database_loses_its_job_and_nothing_el
         other = Server(tmp_path / "other", "--database-url", url, "--training-slots", "1", *shared)
         try:
             generates = cut_off.caller.trained(spec_of("ready", 4)).name
-            text = cut_off.caller.text(generates, max_new_tokens=10)
+            text = cut_off.caller.text(generates, max_new_tokens=10, seed=1)
             busy = other.caller.train(spec_of("busy"), TEXT)
             first_progress(busy)  # so that the next one runs on the server that is cut off
             job = first_progress(cut_off.caller.train(spec_of("m"), TEXT)).job
             proxy.cut()
             assert cut_off.caller.serving()
-            assert cut_off.caller.text(generates, max_new_tokens=10) == text
+            assert cut_off.caller.text(generates, max_new_tokens=10, seed=1) == text
             events = list(other.caller.watch(job))
             assert [event.sequence for event in events] == list(range(1, len(events) + 1))
             assert exported_weights(other.caller, "m") == undisturbed
@@ -159,7 +159,7 @@ def test_the_database_stops_for_a_while(
         servers = [server for server in replicas.servers if server is not None]
         one = servers[0].caller
         one.trained(spec_of("ready", 4))
-        texts = [server.caller.text("ready", max_new_tokens=10) for server in servers]
+        texts = [server.caller.text("ready", max_new_tokens=10, seed=1) for server in servers]
         job = first_progress(one.train(spec_of("m"), TEXT)).job
         followers = [Follower(replicas, job) for _ in range(4)]
         for follower in followers:
@@ -170,7 +170,7 @@ def test_the_database_stops_for_a_while(
         while time.monotonic() < until:
             for server, text in zip(servers, texts, strict=True):
                 assert server.caller.serving()
-                assert server.caller.text("ready", max_new_tokens=10) == text
+                assert server.caller.text("ready", max_new_tokens=10, seed=1) == text
                 caller = server.caller
                 assert is_unavailable(lambda caller=caller: caller.job(job))  # type: ignore[misc]
                 assert is_unavailable(
@@ -214,7 +214,7 @@ def test_the_store_stops_for_a_while(
         one = servers[0].caller
         for model in ("ready", "unread"):
             one.trained(spec_of(model, 4))
-        texts = [server.caller.text("ready", max_new_tokens=10) for server in servers]
+        texts = [server.caller.text("ready", max_new_tokens=10, seed=1) for server in servers]
         job = first_progress(one.train(spec_of("m"), TEXT)).job
         followers = [Follower(replicas, job) for _ in range(2)]
         for follower in followers:
@@ -226,7 +226,7 @@ def test_the_store_stops_for_a_while(
         while time.monotonic() < until:
             for server, text in zip(servers, texts, strict=True):
                 assert server.caller.serving()
-                assert server.caller.text("ready", max_new_tokens=10) == text
+                assert server.caller.text("ready", max_new_tokens=10, seed=1) == text
             if not refused.is_set():
                 assert is_unavailable(lambda: list(one.train(spec_of("refused", 4), OTHER)))
                 refused.set()
