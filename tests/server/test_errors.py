@@ -20,7 +20,12 @@ from treadle.server.errors import (
     invalid,
     not_found,
 )
-from treadle.server.failures import DatabaseUnavailableError, LostLeaseError
+from treadle.server.failures import (
+    BlobsUnavailableError,
+    DamagedBlobError,
+    DatabaseUnavailableError,
+    LostLeaseError,
+)
 from treadle.server.jobs import worker_protocol
 
 KINDS = [
@@ -79,7 +84,7 @@ def test_an_unforeseen_error_tells_an_id_and_nothing_else(
     assert "a secret" in caplog.text
 
 
-@pytest.mark.parametrize("kind", [DatabaseUnavailableError, LostLeaseError])
+@pytest.mark.parametrize("kind", [BlobsUnavailableError, DatabaseUnavailableError, LostLeaseError])
 def test_what_passes_by_itself_is_unavailable_and_says_when_to_try_again(
     kind: type[Exception],
 ) -> None:
@@ -89,6 +94,15 @@ def test_what_passes_by_itself_is_unavailable_and_says_when_to_try_again(
     (details,) = status.details
     assert isinstance(details, error_details_pb2.RetryInfo)
     assert details.retry_delay.ToTimedelta().total_seconds() > 0
+
+
+def test_a_damaged_blob_is_data_loss_and_only_the_log_names_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status = from_exception(DamagedBlobError(errno.EIO, "blob corpora/1 in s3://b"), "a test")
+    assert status.code is grpc.StatusCode.DATA_LOSS
+    assert "s3://b" not in status.message
+    assert "blob corpora/1 in s3://b" in caplog.text
 
 
 def test_a_symbol_is_about_the_field_it_stands_in() -> None:
