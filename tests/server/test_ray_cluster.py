@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from services.ray_cluster import Node, RayCluster, require_cluster
+from services.ray_cluster import ENVIRONMENT, Node, RayCluster, require_cluster
 
 from treadle.v1 import sequence_pb2 as pb
 
@@ -79,6 +79,7 @@ def start(cluster: RayCluster, data_dir: Path, *flags: str, threads: int = 2) ->
         *("--threads", str(threads), "--log-level", "info", "--checkpoint-interval-s", "0"),
         *flags,
         prefix=cluster.inside,
+        environment=ENVIRONMENT,
     )
 
 
@@ -266,6 +267,7 @@ def test_without_a_cluster_the_server_says_so(cluster: RayCluster, tmp_path: Pat
     flags = ["--ray-address", "nonsense", "--data-dir", str(tmp_path), "--address", "127.0.0.1:0"]
     ended = subprocess.run(
         [*cluster.inside, *command, *flags],
+        env=os.environ | ENVIRONMENT,
         timeout=PATIENCE_S,
         capture_output=True,
         text=True,

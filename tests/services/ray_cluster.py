@@ -22,6 +22,9 @@ import pytest
 PATIENCE_S = 120.0
 """Seconds after which a test fails because something hangs."""
 
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+"""Variables of all that use a cluster. A token that the user keeps for others is not for it."""
+
 _PORT = 6379
 _STORE_BYTES = 80_000_000
 _UNSHARE = ["unshare", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
@@ -125,7 +128,7 @@ class RayCluster:
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *("sh", "-c", hide, str(self._hidden), *ray),
         ]
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(temporary)}
+        environment = os.environ | ENVIRONMENT | {"TMPDIR": str(temporary)}
         node = Node(command, environment, self._log, address)
         self.nodes.append(node)
         return node
@@ -146,7 +149,13 @@ class RayCluster:
                 node.keep_up()
             with suppress(subprocess.TimeoutExpired):
                 command = [*self.inside, sys.executable, "-c", look]
-                done = subprocess.run(command, check=False, timeout=60, capture_output=True)
+                done = subprocess.run(
+                    command,
+                    env=os.environ | ENVIRONMENT,
+                    check=False,
+                    timeout=60,
+                    capture_output=True,
+                )
                 if not done.returncode:
                     return
             assert time.monotonic() < end, f"no cluster of {count} nodes answers"

@@ -34,6 +34,9 @@ from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.executors.remote_run import NAMESPACE, RemoteRun
 from treadle.server.jobs.worker import die_with_parent, private_output
 
+_LOOK_S = 2.0
+"""Seconds between two looks whether the cluster is connected."""
+
 _RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
     "RAY_SCHEDULER_EVENTS": "0",  # the job's reason says why it waits
@@ -118,7 +121,6 @@ async def _serve(control: socket.socket) -> None:
         except OSError:
             data, descriptors = b"", []
         if not data:
-            loop.remove_reader(control)
             gone.set()
             return
         for descriptor in descriptors:
@@ -127,11 +129,27 @@ async def _serve(control: socket.socket) -> None:
             job.add_done_callback(jobs.discard)
 
     loop.add_reader(control, accept)
+    watching = asyncio.create_task(_watch_connection(gone))
     await gone.wait()
+    loop.remove_reader(control)
+    watching.cancel()
     for job in jobs:
         job.cancel()
     if jobs:
         await asyncio.wait(jobs)
+
+
+async def _watch_connection(gone: asyncio.Event) -> None:
+    """Sets an event once this process is connected no more; the server starts another one.
+
+    Ray itself ends a process whose cluster is gone, but not one that is connected from outside.
+    """
+    import ray.util.client
+
+    is_outside = bool(ray.util.client.ray.is_connected())
+    while not is_outside or ray.util.client.ray.is_connected():
+        await asyncio.sleep(_LOOK_S)
+    gone.set()
 
 
 async def _run_job(channel: socket.socket) -> None:
@@ -152,18 +170,15 @@ async def _run_job(channel: socket.socket) -> None:
         run = RemoteRun(worker_protocol.decode(line), tell)
         working = asyncio.create_task(run.work())
         hearing = asyncio.create_task(_hear(reader, run))
+        is_placed = False
         try:
             await asyncio.wait([working, hearing], return_when=asyncio.FIRST_COMPLETED)
-            placed = run.is_placed
-            working.cancel()
-            await asyncio.wait([working])
-            await (run.end() if placed else run.abandon())
-        except asyncio.CancelledError:
-            working.cancel()
-            await run.abandon()
-            raise
+            is_placed = run.is_placed
         finally:
+            working.cancel()
             hearing.cancel()
+            await asyncio.wait([working, hearing])
+            await (run.end() if is_placed else run.abandon())
     finally:
         writer.close()
 

@@ -48,6 +48,9 @@ NAMESPACE = "treadle"
 _CLUSTER = thread_pools.ThreadPool("cluster", 4)
 """Calls of Ray that wait for the head of the cluster."""
 
+CONNECTION_LOST = "was lost: the connection to the Ray cluster broke"
+"""Why a run is over that the cluster may not even notice; it follows "the training process"."""
+
 _LOOK_S = 3.0
 """Seconds between two looks for why a job does not start yet."""
 
@@ -117,9 +120,11 @@ class RemoteRun:
             await self._tell(over.message)
         except ray.exceptions.RayError as error:
             await self._tell(await self._death(error))
-        except Exception as error:
-            logger.exception("job %s: its run on the Ray cluster failed", self._needs["job"])
+        except OSError as error:  # of this machine's disk
             await self._tell({"event": "failed", "error": worker_protocol.pack_error(error)})
+        except Exception:
+            logger.exception("job %s: its run on the Ray cluster failed", self._needs["job"])
+            await self._tell({"event": "died", "reason": "failed on its way to the Ray cluster"})
 
     async def hear(self, message: Message) -> None:
         """Takes a message of the server: `send`, `ask_to_leave`, or `supervise`."""
@@ -139,7 +144,7 @@ class RemoteRun:
         """Ends the worker and the actor, wherever they are."""
         if self._actor is None:
             return
-        with suppress(ray.exceptions.RayError, TimeoutError):
+        with suppress(Exception):  # it is gone, or its node, or the cluster
             for message in await asyncio.wait_for(_result(self._actor.end.remote()), _END_S):
                 await self._tell(message)
         with suppress(Exception):  # it is gone already
@@ -370,8 +375,19 @@ async def _on_disk(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 async def _result(reference: Any) -> Any:
-    """Returns what a call of an actor returned."""
-    return await reference
+    """Returns what a call of an actor returned.
+
+    Raises:
+        RayError: The call failed, or the actor died.
+        _OverError: The connection to the cluster broke.
+    """
+    try:
+        return await reference
+    except (ray.exceptions.RayError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        logger.warning("the Ray cluster does not answer: %s", error)
+        raise _OverError(event="died", reason=CONNECTION_LOST, lost=True) from error
 
 
 def _node_address(_: JobActor) -> str:
