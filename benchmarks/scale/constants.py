@@ -43,7 +43,8 @@ class Constants:
     notified_event_s: float = _constant("PostgreSQL: the same with NOTIFY, nobody listens", "s")
     delivery_s: float = _constant("PostgreSQL: that event, more for each server that listens", "s")
     renewal_s: float = _constant("PostgreSQL: renewing a lease, 16 connections", "s")
-    look_s: float = _constant("PostgreSQL: a look at the queue for a job, with its lock", "s")
+    look_s: float = _constant("PostgreSQL: a look at the queue, 16 connections", "s")
+    acquire_s: float = _constant("PostgreSQL: choosing a job from the queue, with its lock", "s")
     backend_bytes: float = _constant("PostgreSQL: memory of an idle connection", "bytes")
     notification_s: float = _constant("server: processor time to receive a notification", "s")
 

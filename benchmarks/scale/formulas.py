@@ -83,13 +83,24 @@ class Formulas:
         """Returns the jobs a second that begin, and so that end."""
         return self.jobs(machines) / self.workload.job_s
 
+    def looking(self, machines: float) -> float:
+        """Returns the servers that have a slot free."""
+        return machines * (1 - math.pow(self.busy_share(), self.workload.slots_per_machine))
+
+    def acquisitions_per_s(self, machines: float) -> float:
+        """Returns how often a second servers queue up for a job, at the most.
+
+        The news of a job reaches all that have a slot free, and all of them may see that it waits.
+        """
+        return self.looking(machines) * self.submissions_per_s(machines)
+
     def looks_per_s(self, machines: float) -> float:
         """Returns how often a second servers look at the queue, each with a slot free.
 
         Each looks by itself now and then, and all of them at the news of a job that waits.
         """
-        looking = machines * (1 - math.pow(self.busy_share(), self.workload.slots_per_machine))
-        return looking / self.workload.look_interval_s + looking * self.submissions_per_s(machines)
+        alone = self.looking(machines) / self.workload.look_interval_s
+        return alone + self.acquisitions_per_s(machines)
 
     def renewals_per_s(self, machines: float) -> float:
         """Returns the statements a second that renew leases: one for each server with a job."""

@@ -86,10 +86,17 @@ def limits(formulas: Formulas) -> list[Limit]:
         ),
         Limit(
             "the queue's lock",
+            lambda machines: formulas.acquisitions_per_s(machines) * constants.acquire_s,
+            "a new job wakes every server with a free slot, and they choose one at a time",
+            "jobs of an hour; then a database for each group of machines",
+            {"job_s": 3600.0},
+        ),
+        Limit(
+            "looks at the queue",
             lambda machines: formulas.looks_per_s(machines) * constants.look_s,
-            "servers with a free slot look at the queue one at a time, each second and at each "
-            "new job",
-            "a database for each group of machines",
+            "servers with a free slot look each second and at each new job",
+            "as for its lock",
+            {"job_s": 3600.0},
         ),
         Limit(
             "commits of events",

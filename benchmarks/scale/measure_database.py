@@ -59,6 +59,10 @@ UPDATE jobs SET lease_until_s = {_NOW} + 10
 """
 
 _LOOK = f"""
+SELECT 1 FROM jobs WHERE state IN ('QUEUED', 'RUNNING') AND lease_until_s < {_NOW} LIMIT 1;
+"""
+
+_ACQUIRE = f"""
 BEGIN;
 SELECT pg_advisory_xact_lock(1);
 WITH waiting AS (SELECT id, owner, queued_s, ROW_NUMBER() OVER
@@ -133,6 +137,7 @@ def measure_postgresql(seconds: float) -> dict[str, float]:
         quiet = server.bench(_EVENT.replace("-- notify", ""), _CLIENTS, seconds)
         renewals = server.bench(_RENEW, _CLIENTS, seconds)
         looks = server.bench(_LOOK, _CLIENTS, seconds)
+        choices = server.bench(_ACQUIRE, _CLIENTS, seconds)
         silent_s, heard_s = _notified_s(psycopg, server, notifying, seconds)
         return {
             "event_s": 1 / alone,
@@ -141,6 +146,7 @@ def measure_postgresql(seconds: float) -> dict[str, float]:
             "delivery_s": max(0.0, heard_s - silent_s) / _LISTENERS,
             "renewal_s": 1 / renewals,
             "look_s": 1 / looks,
+            "acquire_s": 1 / choices,
             "backend_bytes": _backend_bytes(psycopg, server),
             "notification_s": _notification_s(psycopg, server),
         }

@@ -117,7 +117,7 @@ def test_limits_come_in_the_order_in_which_they_break() -> None:
 
 
 def test_what_was_not_measured_is_no_limit() -> None:
-    partly = replace(SHIPPED.constants, look_s=math.nan)
+    partly = replace(SHIPPED.constants, acquire_s=math.nan)
     last = limits(Formulas(partly, Workload()))[-1]
     assert last.name == "the queue's lock"
 
