@@ -158,7 +158,7 @@ class ServerConfig:
     """PostgreSQL database that several servers share, instead of a file in data_dir:
     postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Goes with blobs_url. Needs the extra
     `postgresql`."""
-    blobs_url: str = ""
+    blobs_url: str = field(default="", repr=False)
     """Store of models, checkpoints and corpora that several servers share, instead of data_dir:
     s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, or file:///PATH for a folder that
     all of them have mounted. Goes with database_url. Needs the extra `objectstore`."""

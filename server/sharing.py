@@ -43,7 +43,8 @@ class Sharing:
 
     def __init__(self, config: ServerConfig) -> None:
         if fault := url_fault(config.blobs_url):
-            raise MalformedSettingError("blobs_url", f"{config.blobs_url!r} {fault}")
+            # The URL itself is not repeated: it may hold a key.
+            raise MalformedSettingError("blobs_url", fault)
         # Another one for each start, so that nothing of an earlier process passes for ours.
         host = re.sub("[^a-z0-9-]+", "-", socket.gethostname().lower())[:_HOST_CHARACTERS]
         name = f"{host}-{secrets.token_hex(4)}"

@@ -13,7 +13,9 @@ import pytest
 from services.azure import AzureServer
 from services.s3 import S3Server
 
+from treadle.server.config import MalformedSettingError, ServerConfig
 from treadle.server.failures import BlobsUnavailableError, DamagedBlobError, NoSpaceError
+from treadle.server.sharing import Sharing
 from treadle.server.storage.blobs.blob_store import BlobStore
 from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.blobs.opening import open_blobs, url_fault
@@ -278,7 +280,11 @@ def test_a_folder_leaves_no_empty_folders_and_no_marks(tmp_path: Path) -> None:
         ("http://bucket/prefix", "must be s3://"),
         ("s3:///prefix", "names no bucket"),
         ("s3://key:secret@bucket/p", "must hold no user and no password"),
-        ("s3://bucket/p?a=1", "must end with the path"),
+        ("s3://key:sec/ret@bucket/p", "must hold no user and no password"),
+        ("s3://key:secret/p", "must hold no user and no password"),
+        ("s3://[secret/p", "is no URL"),
+        ("file:///srv/a@b", ""),
+        ("s3://bucket/p?a=secret", "must end with the path"),
         ("file://host/path", "must name a folder"),
         ("file:///", "must name a folder"),
     ],
@@ -286,3 +292,11 @@ def test_a_folder_leaves_no_empty_folders_and_no_marks(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_url(url: str, fault: str) -> None:
     assert url_fault(url).startswith(fault)
     assert bool(url_fault(url)) is bool(fault)
+    assert "secret" not in url_fault(url)
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/p", "s3://bucket/p?sig=secret"])
+def test_no_key_of_a_url_is_repeated(url: str) -> None:
+    with pytest.raises(MalformedSettingError, match=r"^--blobs-url must ") as caught:
+        Sharing(ServerConfig(database_url="postgresql://127.0.0.1:1/x", blobs_url=url))
+    assert "secret" not in str(caught.value)

@@ -143,7 +143,15 @@ def test_a_database_of_another_encoding_is_refused(postgresql_server: Postgresql
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://ann:geheim@[host/x", "postgresql://ann:geheim@/x?shoe=1", "postgresql://%"],
+    [
+        "postgresql://ann:geheim@[host/x",
+        "postgresql://ann:geheim@/x?shoe=1",
+        "postgresql://%",
+        "postgresql://ann:a@geheim@host/x",
+        "postgresql://ann:1/geheim@host/x",
+        "postgresql://ann:geheim/a@host/x",
+        "postgresql://ann:geheim/x",
+    ],
 )
 def test_a_malformed_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(DatabaseError, match="write postgresql://USER") as caught:
@@ -510,6 +518,19 @@ def test_a_change_is_read_as_it_was_written(change: Change) -> None:
 @pytest.mark.parametrize("payload", ["", "colour", "job a b"])
 def test_what_only_a_newer_server_knows_may_be_anything(payload: str) -> None:
     assert Change.parse(payload) == ANYTHING
+
+
+def test_settings_in_a_traceback_hold_no_password() -> None:
+    settings = ConnectionSettings.of("postgresql://ann:a%40%2Fgeheim@h/x")
+    assert settings.parameters["password"] == "a@/geheim"
+    assert "geheim" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///x?host=/run/a@b", "postgresql://a,b:1/x", "postgresql:///x?host=@a"]
+)
+def test_unusual_hosts_are_taken(url: str) -> None:
+    assert ConnectionSettings.of(url).parameters["dbname"] == "x"
 
 
 def test_settings_of_the_url_come_before_ours() -> None:

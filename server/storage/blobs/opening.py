@@ -14,20 +14,24 @@ SCHEMES = ("s3", "gs", "az", "file")
 
 
 def url_fault(url: str) -> str:
-    """Returns what is wrong with a URL, as a clause that follows it; empty where nothing is.
+    """Returns what is wrong with a URL, as a clause that follows its name; empty: nothing is.
+
+    The clause repeats nothing of the URL, which may hold a key.
 
     Args:
         url: The URL.
     """
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        return f"is no URL: {error}"
+    except ValueError:
+        return "is no URL: write s3://BUCKET/PREFIX"
     if parts.scheme not in SCHEMES:
         return (
             "must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///PATH"
         )
-    if parts.username is not None or parts.password is not None:
+    # A key with a slash ends the part with the user early, so the path counts as well.
+    rest = "" if parts.scheme == "file" else parts.path
+    if ":" in parts.netloc or "@" in parts.netloc + rest:
         return "must hold no user and no password: set them as the provider's environment variables"
     if parts.query or parts.fragment:
         return "must end with the path"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, Any] = {
 class ConnectionSettings:
     """How connections are made."""
 
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = field(repr=False)
     """The parameters of libpq, with the password."""
     place: str
     """The database, as messages name it: without a password."""
@@ -40,12 +40,30 @@ class ConnectionSettings:
             DatabaseError: It is malformed; the message does not repeat it.
         """
         try:
-            found = conninfo_to_dict(url)
+            found: dict[str, Any] | None = conninfo_to_dict(url)
         except psycopg.Error:
+            found = None
+        if found is None or _is_torn(found):
             raise DatabaseError(
                 "the URL of the database is malformed: write "
                 "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for special characters"
-            ) from None
+            )
         host = found.get("host") or found.get("hostaddr") or "localhost"
         name = found.get("dbname") or found.get("user") or "treadle"
         return cls({**_DEFAULTS, **found}, f"the database {name!r} at {host}")
+
+
+def _is_torn(found: dict[str, Any]) -> bool:
+    """Returns whether a part of the password is in another part, and would be in messages.
+
+    An @ in a password moves what follows it into the host, and a slash into the database.
+
+    Args:
+        found: The parts of the URL.
+    """
+    texts = {name: str(found.get(name) or "") for name in ("host", "hostaddr", "dbname", "port")}
+    port = texts["port"].replace(",", "")
+    # The folder of a socket may hold any character, and the name of one begins with an @.
+    hosts = [host[1:] for host in texts["host"].split(",") if not host.startswith("/")]
+    suspect = [*hosts, texts["hostaddr"], texts["dbname"]]
+    return any("@" in text for text in suspect) or not (port == "" or port.isdecimal())
