@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import threading
 import time
@@ -518,6 +520,27 @@ def test_a_change_is_read_as_it_was_written(change: Change) -> None:
 @pytest.mark.parametrize("payload", ["", "colour", "job a b"])
 def test_what_only_a_newer_server_knows_may_be_anything(payload: str) -> None:
     assert Change.parse(payload) == ANYTHING
+
+
+def test_connections_work_beyond_a_thousand_open_files(postgresql_url: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < 1200:
+        pytest.skip("the system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1200), before[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    database: Database | None = None
+    try:
+        while opened[-1] < 1024:
+            opened.append(os.dup(opened[0]))
+        database = open_database(postgresql_url)
+        database.add_job(job_row("a"))
+        assert database.job("a") == job_row("a")
+    finally:
+        if database is not None:
+            database.close()
+        for one in opened:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_settings_in_a_traceback_hold_no_password() -> None:

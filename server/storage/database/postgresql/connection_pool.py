@@ -114,7 +114,7 @@ class ConnectionPool:
             if connection is None:
                 return self._connected()
             # A server that has ended has left its farewell, or the end of the connection, there.
-            if not select.select([connection.fileno()], [], [], 0)[0]:
+            if not _has_input(connection):
                 return connection
             connection.close()
 
@@ -180,3 +180,10 @@ class ConnectionPool:
         for connection in idle:
             with suppress(psycopg.Error):
                 connection.close()
+
+
+def _has_input(connection: BoundedConnection) -> bool:
+    """Returns whether something arrived, or the end of the connection."""
+    poll = select.poll()  # `select` takes no descriptor above 1023
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
