@@ -71,7 +71,8 @@ class LeaseKeeper:
             None: any number.
         adopt: Takes a job that is to run here.
         lose: Takes leave of a job that is another server's now; nothing is written for it.
-        heed: Does what other servers ask for of the jobs that are this server's.
+        heed: Does what other servers ask for of the jobs that are this server's; it has the
+            database asked by `call`.
     """
 
     def __init__(
@@ -118,8 +119,8 @@ class LeaseKeeper:
         await asyncio.wait(self._tasks)
         self._tasks = []
         with suppress(DatabaseError):
-            await self._call(self._database.forget_replica, self.replica.id)
-            await self._call(self._database.forget_silent_replicas, _FORGET_S)
+            await self.call(self._database.forget_replica, self.replica.id)
+            await self.call(self._database.forget_silent_replicas, _FORGET_S)
 
     def look(self) -> None:
         """Looks for jobs to take and for requests of other servers at once."""
@@ -137,7 +138,7 @@ class LeaseKeeper:
         Raises:
             DatabaseError: The database failed, or cannot be reached.
         """
-        row = await self._call(
+        row = await self.call(
             self._database.acquire_job, self.replica.id, job, self.replica.lease_s
         )
         if row is not None:
@@ -157,7 +158,7 @@ class LeaseKeeper:
             return
         job.lease.is_lost = True
         try:
-            await self._call(self._database.release, job.id, job.lease.fence)
+            await self.call(self._database.release, job.id, job.lease.fence)
         except DatabaseError as error:
             logger.info("job %s: its lease runs out by itself: %s", job.id, error)
 
@@ -171,8 +172,12 @@ class LeaseKeeper:
             job.id: job for job in self._jobs.values() if job.lease.fence and not job.lease.is_lost
         }
         fences = {job.id: job.lease.fence or 0 for job in held.values()}
-        lost = await self._call(self._database.renew, self.replica.id, fences, self.replica.lease_s)
-        await self._call(self._database.see_replica, self.replica.id, self.replica.address)
+        lost: set[str] = set()
+        if fences:  # without any, the database would not be asked, and seem to be reached
+            lost = await self.call(
+                self._database.renew, self.replica.id, fences, self.replica.lease_s
+            )
+        await self.call(self._database.see_replica, self.replica.id, self.replica.address)
         for name in lost:
             job = held[name]
             # It may have been given back, or have ended, while the database answered.
@@ -209,8 +214,10 @@ class LeaseKeeper:
     async def _acquire(self) -> None:
         """Takes jobs while there are slots."""
         while self._free_slots() > 0:
-            patient = time.monotonic() - self._reached_since < self.replica.lease_s
-            row = await self._call(
+            reached_s = time.monotonic() - self._reached_since
+            # It may be this very call that reaches the database again.
+            patient = not self.is_reached or reached_s < self.replica.lease_s
+            row = await self.call(
                 self._database.acquire_next,
                 *(self.replica.id, self.replica.lease_s, self._running_quota),
                 skipped=[*self._shelved],
@@ -221,14 +228,26 @@ class LeaseKeeper:
             metrics.LEASES_ACQUIRED.inc()
             await self._adopt(row)
 
-    async def _call(
+    async def call(
         self,
         work: Callable[Arguments, Result],
         /,
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Runs a method of the database in threads for leases alone, and notes whether it works."""
+        """Runs a method of the database in threads for leases alone, and notes whether it works.
+
+        Args:
+            work: The method, which asks the database in any case.
+            arguments: Its positional arguments.
+            named: Its keyword arguments.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            DatabaseError: The database failed, or cannot be reached.
+        """
         try:
             result = await thread_pools.LEASES.run(work, *arguments, **named)
         except DatabaseUnavailableError as error:

@@ -305,10 +305,10 @@ class ReplicaJobs:
     async def _heed(self) -> None:
         """Begins to do what other servers ask for of the jobs here."""
         count = self._database.count_jobs
-        self.waiting_count = await thread_pools.LEASES.run(count, [JobState.QUEUED])
+        self.waiting_count = await self.keeper.call(count, [JobState.QUEUED])
         if not self._jobs:
             return
-        asked = await thread_pools.LEASES.run(self._database.requests, self.keeper.replica.id)
+        asked = await self.keeper.call(self._database.requests, self.keeper.replica.id)
         for name, request in asked:
             job = self._jobs.get(name)
             if job is not None and name not in self._answering:

@@ -1,0 +1,83 @@
+"""When a server takes leases, and what it knows of the database meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from treadle.server.failures import DatabaseUnavailableError
+from treadle.server.jobs.job import Job
+from treadle.server.jobs.leases.lease_keeper import LeaseKeeper, Replica
+from treadle.server.storage.database import Database
+from treadle.server.storage.lease import Lease
+
+from .harness import until
+
+LEASE_S = 0.05
+
+
+class ScriptedDatabase:
+    """Has no job, and notes how it was asked for one."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.is_out = True
+        """Whether nothing but `acquire_next` reaches it."""
+
+    def acquire_next(self, *arguments: object, **named: Any) -> None:
+        self.asked.append(named)
+
+    def renew(self, *arguments: object) -> set[str]:
+        assert arguments[1], "nothing is to be renewed"
+        return set()
+
+    def see_replica(self, *arguments: object) -> None:
+        if self.is_out:
+            raise DatabaseUnavailableError("it cannot be reached")
+
+    forget_replica = forget_silent_replicas = see_replica
+
+
+def keeper_of(database: ScriptedDatabase, *jobs: str) -> LeaseKeeper:
+    async def nothing(*_: object) -> None:
+        pass
+
+    return LeaseKeeper(
+        cast("Database", database),
+        Replica("r", "", LEASE_S),
+        {job: cast("Job", SimpleNamespace(id=job, lease=Lease())) for job in jobs},
+        free_slots=lambda: 1,
+        running_quota=lambda _: None,
+        adopt=nothing,
+        lose=lambda _: None,
+        heed=nothing,
+    )
+
+
+def test_the_call_that_ends_an_outage_takes_no_lease_that_ran_out_in_it() -> None:
+    async def run() -> None:
+        database = ScriptedDatabase()
+        keeper = keeper_of(database)
+        await asyncio.sleep(2 * LEASE_S)
+        with pytest.raises(DatabaseUnavailableError):
+            await keeper.renew()
+        keeper.start()
+        await until(lambda: database.asked)
+        await keeper.stop()
+        assert database.asked[0]["is_patient"]
+
+    asyncio.run(run())
+
+
+def test_a_server_without_leases_does_not_seem_to_reach_the_database() -> None:
+    async def run() -> None:
+        keeper = keeper_of(ScriptedDatabase())
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailableError):
+                await keeper.renew()
+            assert not keeper.is_reached
+
+    asyncio.run(run())
