@@ -81,3 +81,17 @@ def test_a_server_without_leases_does_not_seem_to_reach_the_database() -> None:
             assert not keeper.is_reached
 
     asyncio.run(run())
+
+
+def test_a_server_takes_no_job_that_it_has() -> None:
+    async def run() -> None:
+        database = ScriptedDatabase()
+        keeper = keeper_of(database, "mine")
+        keeper.shelve("damaged")
+        database.is_out = False
+        keeper.start()
+        await until(lambda: database.asked)
+        await keeper.stop()
+        assert {*database.asked[0]["skipped"]} == {"mine", "damaged"}
+
+    asyncio.run(run())

@@ -220,7 +220,7 @@ class LeaseKeeper:
             row = await self.call(
                 self._database.acquire_next,
                 *(self.replica.id, self.replica.lease_s, self._running_quota),
-                skipped=[*self._shelved],
+                skipped=[*self._shelved, *self._jobs],
                 is_patient=patient,
             )
             if row is None:
