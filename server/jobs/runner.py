@@ -447,7 +447,7 @@ class JobRunner:
 
 async def _nodes(job: Job) -> int:
     """Returns how many processes share a job."""
-    return max(1, pb.TrainSpec.FromString((await job.whole()).spec).nodes)
+    return max(1, pb.TrainSpec.FromString((await job.whole_later()).spec).nodes)
 
 
 def _first_start(job: Job) -> dict[str, float]:
