@@ -80,11 +80,11 @@ class Completion:
         with job.trace.storing():
             if self._blobs is not None:
                 await self._blobs.flush(job)  # the server that continues the job is to find it
-            await self._record(lambda: self._settle(job, outcome))
+            await self._record(job, lambda: self._settle(job, outcome))
 
     async def fail(self, job: Job, error: StatusError) -> None:
         """Ends a job without a model; on a full disk, as soon as there is space."""
-        await self._record(lambda: self._fail(job, error))
+        await self._record(job, lambda: self._fail(job, error))
 
     async def cancel(self, job: Job) -> None:
         """Ends a job that does not run; on a full disk, as soon as there is space.
@@ -94,7 +94,7 @@ class Completion:
         Raises:
             StatusError, OSError: Its model cannot be stored.
         """
-        await self._record(lambda: self._cancel(job))
+        await self._record(job, lambda: self._cancel(job))
 
     async def _cancel(self, job: Job) -> None:
         if self._blobs is not None:
@@ -173,9 +173,10 @@ class Completion:
         else:  # it was resumed meanwhile, or something else ended the process
             await job.enter(JobState.QUEUED, f"{outcome.reason}; the job continues")
 
-    async def _record(self, settle: Callable[[], Awaitable[None]]) -> None:
+    async def _record(self, job: Job, settle: Callable[[], Awaitable[None]]) -> None:
         """Records an end; where a disk is full or out of reach, as soon as that is possible."""
         while True:
+            job.lease.check(job.id)
             try:
                 await settle()
                 return

@@ -18,7 +18,7 @@ from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.quotas import Quotas
 from treadle.server.errors import StatusError, aborted
-from treadle.server.failures import DatabaseUnavailableError, LostLeaseError
+from treadle.server.failures import BlobsUnavailableError, DatabaseUnavailableError, LostLeaseError
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
 from treadle.server.jobs.executors.worker_pool import WorkerPool
@@ -457,5 +457,59 @@ def test_leases_that_ran_out_in_an_outage_are_left_to_their_holders(
             await asyncio.sleep(1.2)
             assert not second.workers.given
             assert job in first.jobs.registry.live
+
+    asyncio.run(run())
+
+
+def test_a_job_that_is_lost_does_not_wait_to_record_its_end(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.jobs.completion._FULL_RETRY_S", 0.01)
+
+    def out(*_: object, **named: object) -> None:
+        raise BlobsUnavailableError("they cannot be reached")
+
+    monkeypatch.setattr(data_dir.models, "claim_file", out)
+
+    async def run() -> None:
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=True)
+
+        async with servers(data_dir, saves, lease_s=PATIENCE_S) as (only,):
+            only.jobs.open()
+            name = await only.submit(data_dir)
+            await until(lambda: only.workers.given and only.jobs.registry.live)
+            job = only.jobs.registry.live[name]
+            await until(lambda: only.jobs.queue.is_ending(job))
+            assert only.jobs.replica is not None
+            only.jobs.replica.lose(job)
+            await until(lambda: not only.jobs.queue.tasks())
+
+    asyncio.run(run())
+
+
+def test_a_job_waits_for_the_database_before_its_process_starts(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.jobs.job._RETRY_S", 0.01)
+    read = data_dir.database.job
+    calls = itertools.count()
+
+    def flaky(job: str) -> Any:
+        if next(calls) % 2:
+            raise DatabaseUnavailableError("it cannot be reached")
+        return read(job)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            await only.submit(data_dir)
+            with monkeypatch.context() as patch:
+                patch.setattr(data_dir.database, "job", flaky)
+                only.jobs.open()
+                only.jobs.replica.keeper.look()  # type: ignore[union-attr]
+                await until(lambda: only.workers.given and only.workers.given[0].sent)
 
     asyncio.run(run())
