@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,11 +25,14 @@ class ScriptedDatabase:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.row: object = None
+        """The job that it has, if any."""
         self.is_out = True
         """Whether nothing but `acquire_next` reaches it."""
 
-    def acquire_next(self, *arguments: object, **named: Any) -> None:
+    def acquire_next(self, *arguments: object, **named: Any) -> object:
         self.asked.append(named)
+        return self.row
 
     def renew(self, *arguments: object) -> set[str]:
         assert arguments[1], "nothing is to be renewed"
@@ -41,19 +45,25 @@ class ScriptedDatabase:
     forget_replica = forget_silent_replicas = see_replica
 
 
-def keeper_of(database: ScriptedDatabase, *jobs: str) -> LeaseKeeper:
-    async def nothing(*_: object) -> None:
-        pass
+async def nothing(*_: object) -> None:
+    pass
 
+
+def keeper_of(
+    database: ScriptedDatabase,
+    *jobs: str,
+    adopt: Callable[..., Awaitable[None]] = nothing,
+    heed: Callable[[], Awaitable[None]] = nothing,
+) -> LeaseKeeper:
     return LeaseKeeper(
         cast("Database", database),
         Replica("r", "", LEASE_S),
         {job: cast("Job", SimpleNamespace(id=job, lease=Lease())) for job in jobs},
         free_slots=lambda: 1,
         running_quota=lambda _: None,
-        adopt=nothing,
+        adopt=adopt,
         lose=lambda _: None,
-        heed=nothing,
+        heed=heed,
     )
 
 
@@ -93,5 +103,30 @@ def test_a_server_takes_no_job_that_it_has() -> None:
         await until(lambda: database.asked)
         await keeper.stop()
         assert {*database.asked[0]["skipped"]} == {"mine", "damaged"}
+
+    asyncio.run(run())
+
+
+def test_requests_are_heeded_while_a_job_is_on_its_way_here() -> None:
+    async def run() -> None:
+        database = ScriptedDatabase()
+        database.is_out = False
+        database.row = "a job"
+        heeded = 0
+
+        async def never(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        async def heed() -> None:
+            nonlocal heeded
+            heeded += 1
+
+        keeper = keeper_of(database, adopt=never, heed=heed)
+        keeper.start()
+        await until(lambda: database.asked)
+        before = heeded
+        keeper.look()
+        await until(lambda: heeded > before)
+        await keeper.stop()
 
     asyncio.run(run())

@@ -95,7 +95,8 @@ class LeaseKeeper:
         self._adopt = adopt
         self._lose = lose
         self._heed = heed
-        self._news = asyncio.Event()
+        self._waiting_news = asyncio.Event()
+        self._request_news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._shelved: set[str] = set()
         """Jobs that nobody can run."""
@@ -108,6 +109,8 @@ class LeaseKeeper:
         self._tasks = [
             asyncio.create_task(self._keep_renewing()),
             asyncio.create_task(self._keep_acquiring()),
+            # Not together with the one before: to bring a job here may take long.
+            asyncio.create_task(self._keep_heeding()),
         ]
 
     async def stop(self) -> None:
@@ -124,7 +127,8 @@ class LeaseKeeper:
 
     def look(self) -> None:
         """Looks for jobs to take and for requests of other servers at once."""
-        self._news.set()
+        self._waiting_news.set()
+        self._request_news.set()
 
     async def take(self, job: str) -> JobRow | None:
         """Gets the lease of one job that is not over, to decide a request for it.
@@ -198,18 +202,26 @@ class LeaseKeeper:
             await asyncio.sleep(pause_s)
 
     async def _keep_acquiring(self) -> None:
+        await self._repeat(self._acquire, self._waiting_news, "no job could be taken")
+
+    async def _keep_heeding(self) -> None:
+        await self._repeat(self._heed, self._request_news, "no request could be heeded")
+
+    async def _repeat(
+        self, work: Callable[[], Awaitable[None]], news: asyncio.Event, fault: str
+    ) -> None:
+        """Does work at each message, and at intervals."""
         while True:
+            news.clear()
             try:
-                await self._heed()
-                await self._acquire()
+                await work()
             except DatabaseUnavailableError:
                 pass  # reported when it was noticed
-            except Exception:  # one job must not keep the others from being taken
-                logger.exception("no job could be taken")
+            except Exception:  # one job must not keep the others from their turn
+                logger.exception(fault)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
-                    await self._news.wait()
-            self._news.clear()
+                    await news.wait()
 
     async def _acquire(self) -> None:
         """Takes jobs while there are slots."""
