@@ -47,6 +47,14 @@ class DecodingBatch:
         """How many tokens and alternatives the sequences report for one token each."""
         return sum(sequence.details_per_token for sequence in self.sequences)
 
+    def check(self, sequence: Sequence) -> None:
+        """Checks that a sequence can be added.
+
+        Raises:
+            TokenError: It has a token that is not in the vocabulary.
+        """
+        self._slots.check(sequence.slot)
+
     def add(self, sequences: Collection[Sequence]) -> None:
         """Adds sequences from the next step on; see `replace`."""
         self.replace((), sequences)

@@ -91,7 +91,7 @@ class SlotArrays:
             TokenError: A slot's token is not in the vocabulary; nothing has changed then.
         """
         for slot in joining:
-            self._check(slot)
+            self.check(slot)
         assert len(self.slots) - len(leaving) + len(joining) <= MAX_SLOTS
         kept_rows = []
         for row, slot in enumerate(self.slots):
@@ -111,8 +111,12 @@ class SlotArrays:
         self._edits = _edits(self.slots, self._shape.V, self._rules)
         self._decode = None
 
-    def _check(self, slot: SequenceSlot) -> None:
-        """Checks everything in a slot that kernels index with."""
+    def check(self, slot: SequenceSlot) -> None:
+        """Checks everything in a slot that kernels index with.
+
+        Raises:
+            TokenError: Something is not of the vocabulary.
+        """
         V = self._shape.V
         check_tokens(np.array([slot.state.token], np.int64), V)
         check_tokens(np.array([slot.end], np.int64), V, least=-1)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import suppress
 
 from treadle.model import Model
+from treadle.model.errors import ModelError
 from treadle.model.generation.constraint import Constraint
 from treadle.model.generation.decoding_batch import MAX_SEQUENCES, DecodingBatch
 from treadle.model.generation.output import Piece
@@ -306,6 +307,7 @@ class _BatchTask(Task):
             self._joining = waiting[:free]
             self._arrivals = waiting[free:]
         self._let_go(elsewhere)
+        self._refuse_unusable()
         self._has_joined = bool(self._joining)
         if leaving or self._joining:
             gone = {member.sequence for member in leaving}
@@ -316,6 +318,18 @@ class _BatchTask(Task):
                 self._set_members(staying | joined)
                 self._joining = []
             self._let_go(leaving)
+
+    def _refuse_unusable(self) -> None:
+        """Ends the calls whose sequences cannot join; they concern no other call."""
+        for member in list(self._joining):
+            try:
+                self._batch.check(member.sequence)
+            except ModelError as error:
+                with self._lock:
+                    self._joining.remove(member)
+                self._batcher.leave([member])
+                member.fail(error)
+                self._wake({member.queue})
 
     def _lost(self, member: _QueuedSequence) -> bool:
         """Returns whether a sequence belongs elsewhere by now."""

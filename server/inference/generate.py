@@ -27,7 +27,7 @@ from treadle.model.generation.sequence import Sequence
 from treadle.model.network.session_state import SessionState
 from treadle.server.access.caller import current_caller
 from treadle.server.access.state_sealer import StateSealer
-from treadle.server.errors import StatusError, from_model, precondition
+from treadle.server.errors import StatusError, from_model, invalid, precondition
 from treadle.server.inference.admission import InferenceAdmission
 from treadle.server.inference.batcher import Batcher, PieceQueue
 from treadle.server.inference.call_task import CallTask
@@ -303,6 +303,10 @@ class _Call:
         for place, point in enumerate(self._request.resume):
             state = self._states.read(self.model, point.state, f"resume[{place}].state")
             if state is not None:
+                field = f"resume[{place}].state"
+                if state.token < 0 or state.seed is None:
+                    text = f"{field} is not of a resume_point: give one that a server sent, or none"
+                    raise invalid([(field, text)])
                 self._points[point.index] = ResumePoint(
                     state, point.new_tokens, point.total_log_probability, point.prompt_tokens
                 )

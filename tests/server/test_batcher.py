@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from small_models import model_of
 
 from treadle.model import InferencePrecision, Model, Piece
 from treadle.model.config import SamplingConfig
+from treadle.model.errors import TokenError
 from treadle.model.generation.decoding_batch import DecodingBatch
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import TOKENS
@@ -170,6 +172,27 @@ def test_a_piece_that_cannot_be_kept_ends_its_own_call_alone(
             with pytest.raises(MemoryError):
                 await read(queue)
             assert await others == expected
+
+    asyncio.run(run())
+
+
+def test_a_sequence_that_cannot_join_ends_its_own_call_alone(scheduler: Scheduler) -> None:
+    async def run() -> None:
+        batcher = Batcher(scheduler)
+        model = model_of()
+        expected = await texts_of(batcher, model, 3, max_new_tokens=200)
+        others = asyncio.create_task(texts_of(batcher, model, 3, max_new_tokens=200))
+        await asyncio.sleep(0)
+        (odd,) = sequences_of(model, 1, max_new_tokens=200)
+        odd.slot.state = replace(odd.slot.state, token=-1)
+        queue = PieceQueue(1 << 20)
+        batcher.begin(model, [odd], queue, "")
+        async with asyncio.timeout(60):
+            with pytest.raises(TokenError):
+                async for _ in queue.read(1):
+                    pass
+            assert await others == expected
+        assert not batcher.callers
 
     asyncio.run(run())
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from small_models import model_of
 from treadle.model import Model
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import Piece
+from treadle.model.network.session_state import SessionState
 from treadle.model.scoring.token_score import Alternative, TokenScore
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_sealer import StateSealer
@@ -437,3 +439,13 @@ def test_a_generation_that_does_not_fit_is_refused(
             replies_of(handler, prompt="ab", max_new_tokens=1000, best_of=64, ranks=True)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert budget.used == budget.limit // 8 * 7 - (1 << 20)
+
+
+@pytest.mark.parametrize("state", [{"token": -1, "seed": 1}, {"token": 0}])
+def test_a_state_that_is_of_no_resume_point_is_refused(
+    handler: GenerateHandler, state: dict[str, Any]
+) -> None:
+    odd = replace(SessionState.fresh(MODEL.trained.shape), **state)
+    point = pb.ResumePoint(state=MODEL.state_bytes(odd), new_tokens=5)
+    with pytest.raises(StatusError, match=r"resume\[0\]\.state is not of a resume_point"):
+        replies_of(handler, prompt="ab", resume=[point], max_new_tokens=9)
