@@ -35,6 +35,10 @@ RESUME_INTERVAL = 4096
 """Tokens between two resume points. A shorter text is generated again: that takes no longer than a
 second or so, and a state takes some kilobytes."""
 
+MOST_POINT_BYTES = 3 << 20
+"""The most bytes of a repeated call, its resume points included: servers take 4 MiB unless they are
+set up otherwise. A text whose point does not fit begins again."""
+
 LEAST_TIME_S = 0.001
 """The least `max_time_s` that is asked for."""
 
@@ -60,13 +64,24 @@ class _Text:
         """Whether something is still to come again."""
         return bool(self.repeated or self.repeated_tokens)
 
+    def end(self) -> None:
+        """Notes that the text has ended: nothing of it is needed again."""
+        self.ended = True
+        self.point = None
+        self.text = []
+        self.tokens = []
+
     def restart(self) -> None:
         """Notes that the text begins again, at its last resume point."""
         self.repeated = "".join(self.text)
         self.repeated_tokens = list(self.tokens)
 
-    def take(self, response: GenerateResponse) -> bool:
+    def take(self, response: GenerateResponse, most_bytes: int) -> bool:
         """Removes from a response what came before, and keeps the rest.
+
+        Args:
+            response: The response.
+            most_bytes: The most bytes that its resume point may have; a larger one is not used.
 
         Returns:
             Whether what comes again is the same as before.
@@ -82,7 +97,7 @@ class _Text:
         del response.tokens[: len(known_tokens)]
         self.text.append(response.text)
         self.tokens += response.tokens
-        if response.HasField("resume_point"):
+        if response.HasField("resume_point") and response.resume_point.ByteSize() <= most_bytes:
             self.point = response.resume_point
             self.text = [self.repeated]
             self.tokens = list(self.repeated_tokens)
@@ -151,6 +166,12 @@ class ResumableGeneration:
         """Returns the numbers of the texts that have not ended."""
         return [index for index, text in self._texts.items() if not text.ended]
 
+    def _point_bytes(self, text: _Text) -> int:
+        """Returns the bytes that the resume point of a text may have next to those of others."""
+        others = (each.point for each in self._texts.values() if each is not text)
+        taken = sum(point.ByteSize() for point in others if point is not None)
+        return MOST_POINT_BYTES - self._request.ByteSize() - taken
+
     def _is_new(self, response: GenerateResponse) -> bool:
         """Removes from a response what came before; returns whether anything is left."""
         if response.HasField("start"):
@@ -160,7 +181,8 @@ class ResumableGeneration:
             return False
         is_over = response.HasField("result")
         repeats = text.repeats
-        same = text.take(response)
+        most_bytes = self._point_bytes(text) if response.HasField("resume_point") else 0
+        same = text.take(response, most_bytes)
         if is_over and text.repeats and response.result.stop_reason == STOP_REASON_TIME_LIMIT:
             raise DeadlineExceededError(
                 "the connection broke, and max_time_s ended while the text was generated again",
@@ -172,7 +194,8 @@ class ResumableGeneration:
                 "what has arrived: do both run the same version of Treadle?",
                 code="DATA_LOSS",
             )
-        text.ended = is_over
+        if is_over:
+            text.end()
         is_internal = response.HasField("start") or response.HasField("resume_point") or repeats
         response.ClearField("start")
         response.ClearField("resume_point")

@@ -273,6 +273,38 @@ def test_what_follows_a_resume_point_is_all_that_is_asked_for() -> None:
     assert asked == [[], [(1, b"state"), (2, b"")], [(1, b"later"), (2, b"")]]
 
 
+def test_points_that_do_not_fit_into_a_request_are_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resumable_generation, "MOST_POINT_BYTES", 300)
+
+    def pointed(index: int, text: str, size: int) -> v1.GenerateResponse:
+        response = said(text)
+        response.index = index
+        response.resume_point.index = index
+        response.resume_point.state = bytes(size)
+        return response
+
+    def ended(index: int, text: str) -> v1.GenerateResponse:
+        response = said(text, stop=1)
+        response.index = index
+        return response
+
+    # The point of the second text does not fit, until the first one has ended.
+    first: list[Any] = [pointed(0, "on", 200), pointed(1, "tw", 200), BREAK]
+    second: list[Any] = [ended(0, "e"), pointed(1, "two", 200), BREAK]
+    played = Played(first, second, [ended(1, " more")])
+    request = v1.GenerateRequest(model="m", n=2, max_new_tokens=9999)
+    call = ResumableGeneration(played.generate, request, Retry(5.0, ignore))
+    texts = ["", ""]
+    while response := next(call, None):
+        texts[response.index] += response.text
+    assert texts == ["one", "two more"]
+    asked = [[(p.index, len(p.state)) for p in each.resume] for each in played.requests]
+    assert asked == [[], [(0, 200), (1, 0)], [(1, 200)]]
+    assert all(each.ByteSize() < 300 for each in played.requests)
+
+
 def test_a_server_that_ends_without_a_result_broke_off() -> None:
     assert resumed(Played([said("hel")], [said("hello", stop=1)])) == "hello"
 
