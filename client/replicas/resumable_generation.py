@@ -155,6 +155,8 @@ class ResumableGeneration:
                 self._reconnect(InternalError(text, broken=True))
                 continue
             except ServerError as error:
+                if error.broken and self._start is not None and not self._unfinished():
+                    raise StopIteration from None  # only the status of the call was lost
                 self._reconnect(error)
                 continue
             self._has_arrived = True

@@ -309,6 +309,12 @@ def test_a_server_that_ends_without_a_result_broke_off() -> None:
     assert resumed(Played([said("hel")], [said("hello", stop=1)])) == "hello"
 
 
+def test_a_break_after_the_last_result_ends_the_call() -> None:
+    played = Played([said("hello", stop=1), BREAK])
+    assert resumed(played) == "hello"
+    assert len(played.requests) == 1
+
+
 def test_a_full_server_is_asked_again_when_it_says() -> None:
     full = ServerError("full", code="RESOURCE_EXHAUSTED", retry_delay_s=0.01)
     assert resumed(Played([said("a"), BREAK], [full], [said("ab", stop=1)])) == "ab"
