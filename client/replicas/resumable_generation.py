@@ -254,11 +254,13 @@ class ResumableGeneration:
     def _may_repeat(self, failure: ServerError) -> bool:
         """Returns whether the call may be made again.
 
-        Nothing waits for a server that was not there in the beginning, or refuses the call.
+        Nothing waits for a server that was not there in the beginning, or refuses the call. Once
+        a call was made whose connection broke, all of the time is for its repetition.
         """
         if self._start is not None:
             return True
-        return not (self._has_arrived or failure.unsent or failure.retry_delay_s is not None)
+        refused = failure.unsent or failure.retry_delay_s is not None
+        return not self._has_arrived and (self._retry.is_retrying or not refused)
 
     def _rest(self) -> GenerateRequest:
         """Returns the request for what is missing."""

@@ -355,6 +355,7 @@ def test_a_break_before_the_first_response_is_one() -> None:
     for refusal in nowhere, leaving:
         with pytest.raises(UnavailableError, match=str(refusal)):
             resumed(Played([refusal], [said("hello", stop=1)]))
+    assert resumed(Played([BREAK], [nowhere], [nowhere], [said("hello", stop=1)])) == "hello"
 
 
 def test_a_server_that_says_nothing_of_its_choices_is_not_asked_again() -> None:
