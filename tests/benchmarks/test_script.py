@@ -30,7 +30,7 @@ SCRIPTS = {
 }
 """Arguments with a file that is missing."""
 
-OTHER_PATHS = {"--data", "--json", "--plot"}
+OTHER_PATHS = {"--constants", "--data", "--json", "--plot"}
 """Arguments for what a script writes."""
 
 

@@ -20,6 +20,7 @@ BY_FILE = "the client fills it in from the files"
 OF_MODELS = "an option of one action of `treadle models`"
 OF_TRAVEL = "`treadle models pull` or `push` fills it in, or has an option for it"
 OF_PROGRAMS = "a command line has text; ids are for programs"
+OF_RESUMING = "the client sets it when a connection breaks"
 OF_HTTP = "files on the server are for clients of the HTTP address"
 
 WITH_MODEL = ("generate", "score", "score-stream", "embed")
@@ -35,6 +36,8 @@ WITHOUT_ROW: dict[str, str] = {
     "GenerateRequest.prompt": "it is --prompt, or a file",
     "GenerateRequest.n": "it is -n, which has no long name",
     "GenerateRequest.prompt_tokens": OF_PROGRAMS,
+    "GenerateRequest.resume": OF_RESUMING,
+    "GenerateRequest.resume_interval": OF_RESUMING,
     "EmbedRequest.tokens": OF_PROGRAMS,
     "ExportModelRequest.model": OF_TRAVEL,
     "ExportModelRequest.version": OF_TRAVEL,

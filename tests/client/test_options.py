@@ -60,7 +60,11 @@ def test_training_options_are_the_specs_fields() -> None:
 @pytest.mark.parametrize(
     ("options", "request_type", "own"),
     [
-        (GenerateOptions, v1.GenerateRequest, {"model", "prompt", "prompt_tokens", "n"}),
+        (
+            GenerateOptions,
+            v1.GenerateRequest,
+            {"model", "prompt", "prompt_tokens", "n", "resume", "resume_interval"},
+        ),
         (ScoreOptions, v1.ScoreRequest, {"model", "texts"}),
         (ScoreStreamOptions, v1.ScoreStreamSpec, {"model"}),
         (LearnStreamOptions, v1.LearnStreamSpec, {"model"}),

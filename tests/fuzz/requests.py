@@ -320,7 +320,9 @@ class _Drawer:
             return
 
     def _set(self, message: Any, item: Any, depth: int = 0) -> None:
-        if item.is_repeated:
+        if item.message_type is not None and item.message_type.GetOptions().map_entry:
+            self._set_entries(getattr(message, item.name), item.message_type, depth)
+        elif item.is_repeated:
             few = (0, 1, 2, 5, 17)
             times = self._pick.choice((*few, *few, *few, 101, 1001, 1025, 10_001))
             values = [self._value(item, depth) for _ in range(min(times, 17))]
@@ -334,6 +336,13 @@ class _Drawer:
             message.ClearField(item.name)
         else:
             setattr(message, item.name, self._value(item, depth))
+
+    def _set_entries(self, held: Any, entry: Any, depth: int) -> None:
+        """Gives a map some entries, whose keys and values are scalars."""
+        held.clear()
+        parts = entry.fields_by_name
+        for _ in range(self._pick.choice((0, 1, 2, 5, 65, 101))):
+            held[self._value(parts["key"], depth)] = self._value(parts["value"], depth)
 
     def _value(self, item: Any, depth: int) -> Any:
         pick = self._pick

@@ -154,6 +154,9 @@ def test_the_speed_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch) -
         def loss_and_gradient(self, *_: object) -> None:
             now[0] += next(lengths)
 
+        def close(self) -> None:
+            pass
+
     class Optimizer:
         steps = 0
 

@@ -200,10 +200,10 @@ def test_a_job_can_be_deleted_on_a_full_disk(
 ) -> None:
     delete = data_dir.database.delete_job
 
-    def unless_full(job: str) -> None:
+    def unless_full(job: str, fence: int | None = None) -> None:
         if (data_dir.jobs.root / job).exists():
             raise OSError(errno.ENOSPC, "No space left on device")
-        delete(job)
+        delete(job, fence=fence)
 
     async def run() -> None:
         manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))

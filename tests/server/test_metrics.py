@@ -49,6 +49,9 @@ from .harness import (
 Start = Callable[..., Server]
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
+OF_REPLICAS = {"treadle_storage_up": {"kind": {"database", "blobs"}}}
+"""Labels of metrics of servers that share their storage, and of no other."""
+
 STILL = {
     # test_only_admins_read_where_callers_need_a_token moves it.
     "treadle_quota_refusals_total",
@@ -306,11 +309,7 @@ def test_other_methods_are_refused(worked: Worked) -> None:
 
 def test_every_query_finds_its_metric_and_labels(worked: Worked) -> None:
     """Of the dashboard and of the alerts: their names, labels and values are of a real scrape."""
-    known: dict[str, dict[str, set[str]]] = {
-        "up": {},
-        # Of servers that share their storage alone.
-        "treadle_storage_up": {"kind": {"database", "blobs"}},
-    }
+    known: dict[str, dict[str, set[str]]] = {"up": {}, **OF_REPLICAS}
     for name, pairs in worked.all:
         labels = known.setdefault(name, {})
         for label, value in pairs:
@@ -354,7 +353,7 @@ def test_runbooks_name_flags_and_metrics_that_exist(worked: Worked) -> None:
     text = (DEPLOY / "alerts.yaml").read_text("utf-8")
     flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(ServerConfig)}
     assert set(re.findall(r"--[a-z-]+[a-z]", text)) <= {*flags, "--fsck"}
-    names = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in worked.all}
+    names = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in worked.all} | {*OF_REPLICAS}
     assert set(re.findall(r"\b(?:treadle|grpc_server|process)_\w+?(?=_bucket|\b)", text)) <= names
 
 

@@ -2874,14 +2874,14 @@ class ResumePoint(_message.Message):
     """The number of the text, from 0 to n - 1."""
     state: _builtins.bytes
     """The state of the network and of the sampling there, which is not longer than
-    GenerateResult.state.
+    GenerateResult.state. Empty in a request: the text begins after the prompt.
     """
     new_tokens: _builtins.int
-    """Tokens that were generated before it."""
+    """Tokens that were generated before it; 0 if there are none."""
     total_log_probability: _builtins.float
-    """Sum of their log-probabilities, in nats."""
+    """Sum of their log-probabilities, in nats; 0 if there are none."""
     prompt_tokens: _builtins.int
-    """Tokens of the prompt."""
+    """Tokens of the prompt; 0 if it is empty."""
     def __init__(
         self,
         *,
