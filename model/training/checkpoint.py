@@ -181,14 +181,19 @@ def check_same(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str) ->
             "the checkpoint belongs to another corpus: continue with the corpus that the run began "
             "with"
         )
-    theirs = _flat(_config(checkpoint).to_json())
-    ours = _flat(config.to_json())
-    odd = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
+    odd = differing_settings(_config(checkpoint), config)
     if odd:
         raise LoadError(
             f"the checkpoint belongs to other settings (see {', '.join(odd)}): continue with the "
             "settings that the run began with"
         )
+
+
+def differing_settings(theirs: TrainConfig, ours: TrainConfig) -> list[str]:
+    """Returns the dotted names of the settings in which two runs differ, sorted."""
+    one = _flat(theirs.to_json())
+    other = _flat(ours.to_json())
+    return sorted(name for name in one | other if one.get(name) != other.get(name))
 
 
 def _config(checkpoint: Checkpoint) -> TrainConfig:

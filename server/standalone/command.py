@@ -175,13 +175,14 @@ def _lead(options: argparse.Namespace, ranks: Ranks | None) -> int:
     """Reads the spec, trains and writes the model; returns the exit code."""
     from treadle.model.errors import ConfigError, ModelError
     from treadle.server.config import available_cpus
+    from treadle.server.standalone.asked_run import OtherRunError
     from treadle.server.standalone.spec_file import SpecFileError
 
     sharing = 1 if ranks is None else ranks.on_this_host
     threads = options.threads or max(1, available_cpus() // sharing)
     try:
         return _train(options, threads, ranks)
-    except (SpecFileError, UsageError, ConfigError) as error:
+    except (SpecFileError, UsageError, OtherRunError, ConfigError) as error:
         return _fail(str(error), 2)
     except ModelError as error:
         return _fail(str(error), 1)

@@ -17,6 +17,7 @@ from treadle.model import Model, Progress, Trainer
 from treadle.model.atomic_files import remove_leftovers
 from treadle.model.config import TrainConfig
 from treadle.model.training.checkpoint import settled_config
+from treadle.server.standalone.asked_run import ASKED_FILE, check_asked
 
 if TYPE_CHECKING:
     from treadle.model.data.files import CorpusFile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.safetensors"
 """The checkpoint."""
+
+_STATE_FILES = (STATE_FILE, f"{STATE_FILE}.previous")
 
 _AT_MOST = 9.0
 """A run trains at least this many times as long as it writes checkpoints."""
@@ -57,6 +60,11 @@ class Run:
         threads: Threads of this process, and of every other one that shares the work.
         interval_s: Seconds between two checkpoints.
         ranks: The processes that share the work, this one being rank 0; None: this one alone.
+
+    Raises:
+        OtherRunError: The folder has the checkpoint of another run.
+        ModelError: See `Trainer`.
+        OSError: A file cannot be read or written.
     """
 
     def __init__(
@@ -75,11 +83,14 @@ class Run:
         """Set by a signal: the run is to write its checkpoint and leave."""
         files.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(files.checkpoints)
+        init_from = None if files.init_from is None else Model.load(files.init_from)
+        is_begun = any((files.checkpoints / name).exists() for name in _STATE_FILES)
+        check_asked(files.checkpoints, config, files.corpus, files.init_from, is_begun=is_begun)
         self._trainer = Trainer(
             files.corpus,
             settled_config(config, self._state),
             threads,
-            init_from=None if files.init_from is None else Model.load(files.init_from),
+            init_from=init_from,
             folder=files.checkpoints,
             ranks=ranks,
         )
@@ -127,7 +138,7 @@ class Run:
             return None
         self._files.output.parent.mkdir(parents=True, exist_ok=True)
         model.save(self._files.output)
-        for name in (STATE_FILE, f"{STATE_FILE}.previous"):
+        for name in (*_STATE_FILES, ASKED_FILE):
             (self._files.checkpoints / name).unlink(missing_ok=True)
         with suppress(OSError):  # there are other files in it
             self._files.checkpoints.rmdir()

@@ -18,6 +18,7 @@ from treadle.model.errors import PackageError
 from treadle.model.training.ranks.join import join
 from treadle.server.resources.process_status import with_descendants
 from treadle.server.standalone.command import main
+from treadle.server.standalone.run import Run
 from treadle.server.standalone.spec_file import SpecFileError, read_spec_file
 
 from .harness import PATIENCE_S, TEXT, is_running, wait_for
@@ -87,6 +88,17 @@ def finish(spec: Path, ranks: int, output: Path) -> None:
     assert not output.with_name(f"{output.name}.checkpoint").exists()
 
 
+@contextmanager
+def at_default_signals() -> Iterator[None]:
+    """Restores the handlers that the command replaces in its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def checkpoint_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.checkpoint") / "state.safetensors"
 
@@ -103,6 +115,43 @@ def test_an_interrupted_run_continues_to_the_same_bits(spec: Path, tmp_path: Pat
     assert not output.exists()
     finish(spec, 1, output)
     assert weights(output) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (("max_steps = 500", "max_steps = 501"), "limits.max_steps"),
+        (("seed = 7", "seed = 8"), "seed"),
+        (("corpus.txt", "other.txt"), "corpus"),
+    ],
+)
+def test_another_run_does_not_continue_a_checkpoint(
+    change: tuple[str, str],
+    differs: str,
+    spec: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its settings would be those of the checkpoint, whatever the file says."""
+    monkeypatch.setattr(Run, "train", lambda run, on_progress: run._write())
+    folder = tmp_path / "state"
+    words = [str(spec), "--output", str(tmp_path / "model"), "--checkpoint-dir", str(folder)]
+    words += ["--threads", "1"]
+    with at_default_signals(), pytest.raises(IndexError):  # "interrupted", without a signal
+        main(words)
+    assert (folder / "state.safetensors").exists()
+    (tmp_path / "other.txt").write_bytes(TEXT * 21)
+    written(spec, SPEC.replace(*change))
+    capsys.readouterr()
+    with at_default_signals():
+        assert main(words) == 2
+    message = capsys.readouterr().err
+    assert f"the checkpoint in {folder} is of another run (see {differs})" in message
+    assert "delete the folder to begin anew" in message
+    written(spec, SPEC)
+    with at_default_signals(), pytest.raises(IndexError):
+        main(words)
 
 
 @pytest.mark.jit
