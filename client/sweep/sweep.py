@@ -228,6 +228,7 @@ class Sweep:
                 self._is_stopping = True
                 for trial in self._open():
                     self._cancel(trial)
+                yield from self._judge_all(self._advance())
         yield SweepEvent("finished")
         best = self.best()
         if self.spec.alias and best is not None:
@@ -296,7 +297,7 @@ class Sweep:
 
     def _is_late(self) -> bool:
         """Returns whether the time limit of the sweep has passed."""
-        return self._left_s() <= 0
+        return self._is_stopping or self._left_s() <= 0
 
     def _left_s(self) -> float:
         """Returns how many seconds the sweep has left."""
@@ -418,7 +419,7 @@ class Sweep:
         news = update.news
         if isinstance(news, NotFoundError):
             # Somebody has deleted the job, so that it is as if it had never been.
-            self._forget(trial)
+            yield from self._forget(trial)
             return
         if isinstance(news, Exception):
             raise news
@@ -436,12 +437,13 @@ class Sweep:
         yield SweepEvent("progress", trial)
         yield from self._judge(trial)
 
-    def _forget(self, trial: Trial) -> None:
-        """Forgets a trial whose job is gone; it is submitted again."""
+    def _forget(self, trial: Trial) -> Iterator[SweepEvent]:
+        """Forgets a trial whose job is gone; it is submitted again, unless the time is over."""
         del self.trials[trial.number]
         self._settled -= trial.is_settled
         self._next = min(self._next, trial.number)
         self._prefix = min(self._prefix, trial.number - 1)
+        yield from self._judge_all(self._advance())
 
     def _counted(self, number: int) -> range:
         """Returns the trials whose results count for a trial's settings and for its end.
@@ -458,7 +460,10 @@ class Sweep:
 
     def _judge(self, trial: Trial) -> Iterator[SweepEvent]:
         """Stops a trial if it is hopeless, settles it if it is over, and then those that follow."""
-        waiting = [trial.number]
+        yield from self._judge_all([trial.number])
+
+    def _judge_all(self, waiting: list[int]) -> Iterator[SweepEvent]:
+        """Judges trials by their numbers, and those that follow."""
         while waiting:
             number = waiting.pop(0)
             judged = self.trials.get(number)
@@ -471,16 +476,31 @@ class Sweep:
             self._settled += 1
             if judged.state not in ("pruned", "refused"):
                 yield SweepEvent("ended", judged)
-            before = self._prefix
-            while (following := self.trials.get(self._prefix + 1)) and following.is_settled:
-                self._prefix += 1
-            waiting += [each + self.spec.parallel for each in range(before + 1, self._prefix + 1)]
+            waiting += self._advance()
+
+    def _advance(self) -> list[int]:
+        """Moves on over the trials that are settled.
+
+        Once the time is over, a trial that is missing stays so, and nobody waits for it.
+
+        Returns:
+            The numbers that may be ripe now.
+        """
+        before = self._prefix
+        last = max(self.trials, default=0)
+        while self._prefix < last:
+            following = self.trials.get(self._prefix + 1)
+            if not (self._is_stopping if following is None else following.is_settled):
+                break
+            self._prefix += 1
+        return [each + self.spec.parallel for each in range(before + 1, self._prefix + 1)]
 
     def _prune(self, trial: Trial) -> Iterator[SweepEvent]:
         """Stops a trial at its first validation that the rule calls hopeless."""
         if not self.spec.prune or trial.pruned_after:
             return
-        settled = [self.trials[number] for number in self._counted(trial.number)]
+        counted = self._counted(trial.number)
+        settled = [self.trials[number] for number in counted if number in self.trials]
         while trial.judged < len(trial.validations):
             trial.judged += 1
             if 0 < trial.total_steps <= trial.validations[trial.judged - 1].step:

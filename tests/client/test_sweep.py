@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import random
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +18,23 @@ from treadle.client.errors import (
     InputError,
     InternalError,
     InvalidArgumentError,
+    NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from treadle.client.sweep.job_follower import Update
 from treadle.client.sweep.median_rule import MedianRule, running_best
 from treadle.client.sweep.results_csv import results_csv
 from treadle.client.sweep.spec import SweepSpec
 from treadle.client.sweep.spec_reader import read_spec
 from treadle.client.sweep.sweep import Sweep, SweepEvent
 from treadle.client.sweep.trial import Trial, TrialState, Validation, ranked
+from treadle.client.sweep.trial_news import apply_job
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake_sweep_server import FakeSweepServer, refused
+
+PATIENCE_S = 60.0
 
 METHODS = ["grid", "random", "tpe"]
 
@@ -344,6 +350,45 @@ def test_the_time_limit_cancels_what_runs_and_begins_nothing(tmp_path: Path) -> 
     assert server.submissions == 3
     assert not [job for job in server.by_id.values() if job.state == v1.JOB_STATE_RUNNING]
     assert {trial.state for trial in late.ranked()} <= {"succeeded", "cancelled"}
+
+
+@pytest.mark.parametrize("missing", [2, 5])
+def test_a_sweep_whose_time_is_over_waits_for_no_trial_that_is_missing(
+    tmp_path: Path, missing: int
+) -> None:
+    """One that was refused, or whose job was deleted, is not submitted any more."""
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path, parallel=1)
+    with Sweep(server, spec) as sweep:
+        while len(sweep.trials) < 8:
+            next(sweep)
+    del server.by_id[f"job-{missing}"]
+    ended: list[Sweep] = []
+    late = replace(spec, max_time_s=60.0)  # the jobs are years old
+    follower = threading.Thread(
+        target=lambda: ended.append(run_whole(server, late)[1]), daemon=True
+    )
+    follower.start()
+    follower.join(PATIENCE_S)
+    assert sorted(ended[0].trials) == [number for number in range(1, 9) if number != missing]
+    assert all(trial.is_settled for trial in ended[0].trials.values())
+
+
+def test_a_job_that_is_deleted_after_the_time_is_missing(tmp_path: Path) -> None:
+    spec = sweep_spec(tmp_path, parallel=2)
+    with Sweep(FakeSweepServer(losses), spec) as sweep:
+        while len(sweep.trials) < 2:
+            next(sweep)
+        sweep._is_stopping = True
+        second = sweep.trials[2]
+        apply_job(second, v1.Job(state=v1.JOB_STATE_CANCELLED))
+        third = replace(second, number=3)
+        sweep.trials[3] = third
+        assert list(sweep._judge(third)) == []  # the first one is open
+        gone = NotFoundError("there is no such job", code="NOT_FOUND")
+        events = list(sweep._take(Update(1, sweep.trials[1].job, gone)))
+    assert [event.trial for event in events] == [third]
+    assert third.is_settled
 
 
 def test_cancel_ends_open_jobs_alone(tmp_path: Path) -> None:
