@@ -186,22 +186,35 @@ class TrainingRun(ResponseStream[JobEvent]):
                 event = self._receive()
             except StopIteration:
                 # A server that shuts down may end the stream without a status.
-                if self._closed or self.model is not None or not self._may_reconnect():
+                if self._closed or self.model is not None:
                     raise
-                text = "the training run ended without a model"
-                self._reconnect(InternalError(text, broken=True))
-            except ServerError as error:
-                if self._upload is not None and self._upload.error is not None:
-                    raise self._upload.error from None
-                if self._may_reconnect():
-                    self._reconnect(error)
-                elif self._may_repeat(error):
-                    self._train_again(error)
+                if not self.job:
+                    text = "the training run ended before the server accepted it"
+                elif self._may_reconnect():
+                    text = "the training run ended without a model"
                 else:
                     raise
+                self._continue(InternalError(text, broken=True))
+            except ServerError as error:
+                self._continue(error)
             else:
                 self._retry.succeeded()
                 return event
+
+    def _continue(self, failure: ServerError) -> None:
+        """Calls the server again where that may lead further.
+
+        Raises:
+            ServerError: The failure, where it does not.
+        """
+        if self._upload is not None and self._upload.error is not None:
+            raise self._upload.error from None
+        if self._may_reconnect():
+            self._reconnect(failure)
+        elif self._may_repeat(failure):
+            self._train_again(failure)
+        else:
+            raise failure
 
     def _may_reconnect(self) -> bool:
         """Returns whether there is a job to reconnect to."""

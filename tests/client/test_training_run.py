@@ -72,6 +72,26 @@ class TestBrokenConnections:
         assert numbers(run) == [4, 5]
         restore.join()
 
+    @pytest.mark.parametrize("options", [{}, {"request_id": "r"}])
+    def test_a_stream_that_ends_before_the_job_is_accepted_is_broken(
+        self,
+        client: Client,
+        service: FakeService,
+        monkeypatch: pytest.MonkeyPatch,
+        options: dict[str, Any],
+    ) -> None:
+        """A request id makes it safe to send the corpus again."""
+        whole = service._events
+        streams = [lambda *_: iter(()), whole]
+        monkeypatch.setattr(service, "_events", lambda *call: streams.pop(0)(*call))
+        run = client.train("hello", model="m", **options)
+        if options:
+            assert numbers(run) == [1, 2, 3, 4, 5]
+        else:
+            with pytest.raises(InternalError, match="before the server accepted it") as caught:
+                next(run)
+            assert caught.value.broken
+
     def test_a_server_that_stops_and_comes_back(self) -> None:
         first = FakeServer()
         service = first.service
