@@ -108,19 +108,24 @@ class JobFollower:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def patiently(
-        self, call: Callable[[], Result], on_break: Callable[[ServerError], None] | None = None
+        self,
+        call: Callable[[], Result],
+        on_break: Callable[[ServerError], None] | None = None,
+        *,
+        unless: tuple[type[ServerError], ...] = (),
     ) -> Result:
-        """Makes a call, and again while the server cannot be reached.
+        """Makes a call, and again while the server cannot be reached or says to come again.
 
         Args:
             call: Makes the call; making it twice must do no harm.
-            on_break: Called once with the error of a broken connection.
+            on_break: Called once with the error of a broken connection, or of a full server.
+            unless: Errors that are raised at once.
 
         Returns:
             What it returned.
 
         Raises:
-            ServerError: It failed, or the server could not be reached for too long.
+            ServerError: It failed, or the server could not be reached, or was full, for too long.
         """
         end: float | None = None
         pause = _FIRST_PAUSE_S
@@ -128,14 +133,17 @@ class JobFollower:
             try:
                 return call()
             except ServerError as error:
-                if not (error.broken or isinstance(error, UnavailableError)):
+                delay = error.retry_delay_s
+                is_passing = error.broken or isinstance(error, UnavailableError)
+                if isinstance(error, unless) or not (is_passing or delay is not None):
                     raise
                 now = time.monotonic()
                 if end is None:
                     end = now + self._reconnect_s
                     if on_break is not None and self._reconnect_s > 0:
                         on_break(error)
-                if now >= end or self._closing.wait(min(pause, end - now)):
+                wait = pause if delay is None else min(max(delay, _FIRST_PAUSE_S), _LAST_PAUSE_S)
+                if now >= end or self._closing.wait(min(wait, end - now)):
                     raise
                 pause = min(2 * pause, _LAST_PAUSE_S)
 

@@ -335,7 +335,10 @@ class Sweep:
             self._retry_at = 0.0
             trial = self._chosen(self._next)
             try:
-                first = self._jobs.patiently(lambda: self._train(trial))  # noqa: B023 - called here
+                first = self._jobs.patiently(
+                    lambda: self._train(trial),  # noqa: B023 - called here
+                    unless=(ResourceExhaustedError,),  # the results of the others are read
+                )
             except ResourceExhaustedError as error:
                 self._retry_at = time.monotonic() + (error.retry_delay_s or _BUSY_S)
                 if not self._is_waiting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import random
 import threading
@@ -330,6 +331,23 @@ def test_a_full_server_is_asked_again(tmp_path: Path) -> None:
     assert len(sweep.trials) == 12
     (first, *_) = [event for event in events if event.kind == "waiting"]
     assert first.text == "the server takes no job now: the queue is full"
+
+
+def test_a_server_that_is_full_for_a_moment_changes_nothing(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path, trials=2)
+    get_job = server.get_job
+    calls = itertools.count()
+
+    def sometimes(job: str) -> v1.Job:
+        if next(calls) % 3 == 0:
+            raise ResourceExhaustedError("full", code="RESOURCE_EXHAUSTED", retry_delay_s=0.01)
+        return get_job(job)
+
+    server.get_job = sometimes  # type: ignore[method-assign]
+    with Sweep(server, spec, reconnect_s=PATIENCE_S) as sweep:
+        sweep.result()
+    assert len(sweep.trials) == 2
 
 
 def test_an_error_of_the_server_ends_the_sweep(tmp_path: Path) -> None:
