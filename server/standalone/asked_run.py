@@ -1,8 +1,8 @@
 """`check_asked` lets a checkpoint be continued only by the run that began it.
 
 The settings of a checkpoint are the resolved ones, and those of a run are what its file asks for.
-So what was asked for is kept beside the checkpoint, with hashes of the corpus and of the model that
-the run starts from.
+So what was asked for is kept next to the checkpoint, with hashes of the corpus and of the model
+that the run starts from.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def check_asked(
             pass  # it is of a version that did not note it
         except (ConfigError, KeyError, TypeError, ValueError, RecursionError) as fault:
             raise LoadError(
-                f"{path} is damaged: delete it to continue the run, or the folder to begin anew"
+                f"{path} is damaged: delete it to continue the run, or the folder to start over"
             ) from fault
         else:
             if parts:
                 raise OtherRunError(
                     f"the checkpoint in {folder} is of another run (see {', '.join(parts)}): "
-                    "restore what has changed to continue it, delete the folder to begin anew, or "
+                    "restore what has changed to continue it, delete the folder to start over, or "
                     "name another by --checkpoint-dir"
                 )
             return

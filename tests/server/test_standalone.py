@@ -148,7 +148,7 @@ def test_another_run_does_not_continue_a_checkpoint(
         assert main(words) == 2
     message = capsys.readouterr().err
     assert f"the checkpoint in {folder} is of another run (see {differs})" in message
-    assert "delete the folder to begin anew" in message
+    assert "delete the folder to start over" in message
     written(spec, SPEC)
     with at_default_signals(), pytest.raises(IndexError):
         main(words)
