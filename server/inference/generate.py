@@ -142,8 +142,9 @@ class GenerateHandler:
                 counts.prompt(call.prompt_tokens, *call.turns_s)
                 await meter.pay("prompt", call.scored_prompt_tokens)
                 if call.timed_out:
-                    for reply in call.timed_out_replies():
-                        yield call.mark_first(reply)
+                    async with aclosing(call.timed_out_replies()) as replies:
+                        async for reply in replies:
+                            yield call.mark_first(reply)
                     return
                 if request.best_of:
                     async for reply in call.beam_search():
@@ -409,10 +410,20 @@ class _Call:
             reply.text = "".join(texts)
             yield reply
 
-    def timed_out_replies(self) -> Iterator[pb.GenerateResponse]:
+    async def timed_out_replies(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Yields the end of every text where the time ended before the prompt was read."""
         for index in self.indexes:
-            yield from self._light_replies(index, [self._prompt.timed_out_piece(index)])
+            async with aclosing(self.replies(index, [self._timed_out_piece(index)])) as replies:
+                async for reply in replies:
+                    yield reply
+
+    def _timed_out_piece(self, index: int) -> Piece:
+        """Returns the end of a text: of one that continues, with what was drawn of it before."""
+        point = self._points.get(index)
+        last = None
+        if point is not None:
+            last = self._prompt.resumed(point, self._output).nothing_to_draw()
+        return last or self._prompt.timed_out_piece(index)
 
     async def beam_search(self) -> AsyncIterator[pb.GenerateResponse]:
         """Yields the likeliest texts that a beam search finds, best first."""

@@ -185,6 +185,32 @@ def test_time_counts_from_the_call_on(
     assert whole[-1].result.prompt_tokens == len(PROMPT)
 
 
+def test_a_text_that_continues_keeps_its_counts_where_the_time_ends(
+    handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = StillClock(monkeypatch)
+    read = PreparedPrompt._read
+
+    def slow(self: PreparedPrompt) -> Iterator[None]:
+        for step in read(self):
+            clock.now += 1
+            yield step
+
+    monkeypatch.setattr(PreparedPrompt, "_read", slow)
+    state = replace(SessionState.fresh(MODEL.trained.shape), token=0, seed=7)
+    counts: dict[str, Any] = {"new_tokens": 3, "total_log_probability": -2, "prompt_tokens": 11}
+    point = pb.ResumePoint(index=1, state=MODEL.state_bytes(state), **counts)
+    fields: dict[str, Any] = {"n": 2, "resume": [pb.ResumePoint(), point], "return_state": True}
+    begun, resumed = replies_of(handler, prompt=PROMPT, max_time_s=2.5, **fields)
+    assert begun.result.new_tokens == 0
+    assert resumed.index == 1
+    result = resumed.result
+    assert result.stop_reason == pb.STOP_REASON_TIME_LIMIT
+    assert {name: getattr(result, name) for name in counts} == counts
+    assert result.seed == 7
+    assert result.state == MODEL.state_bytes(state)
+
+
 def test_time_counts_while_an_expression_is_made_and_a_model_is_loaded(
     handler: GenerateHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
