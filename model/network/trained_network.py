@@ -20,6 +20,8 @@ from treadle.model.network.packed_weights import PackedWeights
 from treadle.model.network.session_state import SessionState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from treadle.kernels import structs
     from treadle.model.config import NetworkConfig
     from treadle.model.network.parameters import Parameters
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 _MOST_DRAWS = 1 << 63
 """No text is longer; a state with more draws was not made by a model."""
+
+_HASHED_BYTES = 1 << 21
+"""Bytes of the parameters that are hashed in one step."""
 
 
 class TrainedNetwork:
@@ -123,6 +128,12 @@ class TrainedNetwork:
     @property
     def content_hash(self) -> bytes:
         """SHA-256 of all that determines results: settings, tokenizer and parameters."""
+        for _ in self.hash_in_steps():
+            pass
+        return self._hash[0]
+
+    def hash_in_steps(self) -> Iterator[None]:
+        """Computes `content_hash` in steps of a few milliseconds, if that is not done yet."""
         if not self._hash:  # several threads may compute the same
             network = self.config.to_json()
             if self.config.softmax is Softmax.FULL:  # the hash of models from before there were two
@@ -133,9 +144,11 @@ class TrainedNetwork:
                 "default_context": self.default_context,
             }
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-            digest.update(self.parameters.flat.data)  # without a copy of all numbers
+            numbers = self.parameters.flat.data.cast("B")  # without a copy of all numbers
+            for start in range(0, numbers.nbytes, _HASHED_BYTES):
+                digest.update(numbers[start : start + _HASHED_BYTES])
+                yield
             self._hash.append(digest.digest())
-        return self._hash[0]
 
     def beginning(self, state: SessionState | None = None) -> SessionState:
         """Returns the state that a text begins with: the given one, or that of a new item or text.

@@ -274,6 +274,8 @@ class _Call:
             StatusError: The state cannot be used, or the model does not fit into memory.
         """
         request = self._request
+        if request.state or request.resume:  # which hold the hash of their model
+            await self._task.run_steps(self.model.trained.hash_in_steps())
         if request.state:
             self._state = await self._task.run(
                 lambda turn_s: self._states.read(self.model, request.state, "state")
@@ -347,8 +349,7 @@ class _Call:
             self._deadline,
         )
         yield
-        _ = model.content_hash  # of a large model it takes a while, once
-        yield
+        yield from model.trained.hash_in_steps()  # of a large model it takes a while, once
 
     async def read_prompt(self) -> AsyncIterator[pb.GenerateResponse]:
         """Reads the prompt, in turns; yields it on the way where an echo is asked for.

@@ -256,6 +256,7 @@ async def _read_state(
     """Returns the state that a request carries, which is read in a turn; None without one."""
     if not data:
         return None
+    await task.run_steps(model.trained.hash_in_steps())  # a state holds the hash of its model
     return await task.run(lambda turn_s: states.read(model, data, field))
 
 
@@ -374,6 +375,7 @@ class _ScoreCall:
         message = self._reply.scores.add()
         message.MergeFrom(responses.summary(scored, self._model.trained.precision))
         if self._request.return_states and scored.state is not None:
+            yield from self._model.trained.hash_in_steps()
             message.state = self._states.write(self._model, scored.state)
         tokens = scored.each_token() if self._asked.tokens else iter(())
         grown = 0

@@ -17,7 +17,9 @@ from small_models import model_of
 from treadle.model import Model
 from treadle.model.generation.generate import PreparedPrompt
 from treadle.model.generation.output import Piece
+from treadle.model.network import trained_network
 from treadle.model.network.session_state import SessionState
+from treadle.model.network.trained_network import TrainedNetwork
 from treadle.model.scoring.token_score import Alternative, TokenScore
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.state_sealer import StateSealer
@@ -475,3 +477,28 @@ def test_a_state_that_is_of_no_resume_point_is_refused(
     point = pb.ResumePoint(state=MODEL.state_bytes(odd), new_tokens=5)
     with pytest.raises(StatusError, match=r"resume\[0\]\.state is not of a resume_point"):
         replies_of(handler, prompt="ab", resume=[point], max_new_tokens=9)
+
+
+@pytest.mark.parametrize("has_state", [False, True])
+def test_weights_are_hashed_in_short_steps(
+    handler: GenerateHandler, has_state: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = MODEL.trained
+    state = MODEL.state_bytes(SessionState.fresh(trained.shape)) if has_state else b""
+    monkeypatch.setattr(trained_network, "_HASHED_BYTES", 256)
+    monkeypatch.setattr(trained, "_hash", [])
+    hashed: list[int] = []
+    hash_in_steps = TrainedNetwork.hash_in_steps
+
+    def watched(self: TrainedNetwork) -> Iterator[None]:
+        for step in hash_in_steps(self):
+            hashed.append(1)
+            yield step
+
+    def ready(self: TrainedNetwork) -> bytes:
+        return self._hash[0]  # which fails where all would be hashed at once
+
+    monkeypatch.setattr(TrainedNetwork, "hash_in_steps", watched)
+    monkeypatch.setattr(TrainedNetwork, "content_hash", property(ready))
+    replies_of(handler, prompt="ab", state=state, max_new_tokens=1)
+    assert len(hashed) == -(-trained.parameters.flat.nbytes // 256)
