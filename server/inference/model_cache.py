@@ -6,13 +6,14 @@ import asyncio
 import threading
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from treadle.model import InferencePrecision, Model
 from treadle.model.errors import LoadError
-from treadle.server.errors import damaged, not_found, precondition
+from treadle.server.errors import StatusError, aborted, damaged, not_found, precondition
 from treadle.server.failures import is_full, is_out_of_files
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_files import BEST_FILE, LAST_FILE, JobWeights
@@ -32,6 +33,13 @@ _MEMORY_PER_FILE = 3
 _PARAMETERS_PER_INT8 = 2
 """Bytes of parameters for a byte of their int8 form, at least: a quarter, and a scale and a
 correction for each output."""
+
+_TRIES = 3
+"""How often weights are looked up that a job replaces while they are read."""
+
+
+class _MissingWeightsError(Exception):
+    """Weights are not where they were a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,30 @@ class ModelCache:
             StatusError: FAILED_PRECONDITION: it has published none; RESOURCE_EXHAUSTED: they do
                 not fit into memory.
         """
+        weights = await self._weights(job, best)
+        for _ in range(_TRIES):
+            try:
+                model = await self._get(weights)
+                break
+            except _MissingWeightsError:  # the job has replaced them, or was deleted
+                missing = weights
+                with suppress(StatusError):
+                    weights = await self._weights(job, best)
+                if weights == missing:
+                    raise precondition(f"job {job} was just deleted") from None
+        else:
+            raise aborted(f"the weights of job {job} changed while they were read: call again")
+        with self._lock:
+            for old in [key for key in self._models if _replaces(weights, key)]:
+                del self._models[old]
+        record = model.training
+        return ResolvedModel(model, job_step=0 if record is None else record.weights_step)
+
+    async def _weights(self, job: str, best: bool) -> JobWeights:
+        """Returns which weights a job has published last, or which are its best ones."""
         name = BEST_FILE if best else LAST_FILE
         try:
-            weights = await thread_pools.DATABASE.run(self._data_dir.jobs.weights, job, name)
+            return await thread_pools.DATABASE.run(self._data_dir.jobs.weights, job, name)
         except FileNotFoundError:
             what = "best weights: it has not validated" if best else "weights: it has just begun"
             raise precondition(f"job {job} has published no {what}") from None
@@ -99,12 +128,6 @@ class ModelCache:
             if is_out_of_files(error) or is_full(error):
                 raise
             raise precondition(f"the weights of job {job} cannot be read") from error
-        model = await self._get(weights)
-        with self._lock:
-            for old in [key for key in self._models if _replaces(weights, key)]:
-                del self._models[old]
-        record = model.training
-        return ResolvedModel(model, job_step=0 if record is None else record.weights_step)
 
     async def at_precision(
         self, found: ResolvedModel, precision: InferencePrecision
@@ -208,7 +231,7 @@ class ModelCache:
         except FileNotFoundError:
             held.release()
             if isinstance(stored, JobWeights):
-                raise precondition(f"job {stored.job} was just deleted") from None
+                raise _MissingWeightsError from None
             raise not_found(stored.name, stored.version) from None
         except OSError as error:
             held.release()

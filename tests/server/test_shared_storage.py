@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import secrets
@@ -24,6 +25,8 @@ from treadle.server.failures import (
     DatabaseUnavailableError,
     LostLeaseError,
 )
+from treadle.server.inference.model_cache import ModelCache
+from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.blobs.opening import open_blobs
 from treadle.server.storage.data_dir import DataDir
@@ -453,6 +456,48 @@ def test_the_files_of_a_job_move_to_another_server(setup: Setup, trained: Model)
     second.database.delete_job("j")
     second.jobs.remove("j")
     assert not [key for key in blobs(setup) if key.startswith("jobs/")]
+
+
+def test_weights_are_looked_up_again_that_a_job_has_just_replaced(
+    shared: Setup, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shared.open("a")
+    second = shared.open("b")
+    first.database.add_job(job_row("j"))
+    held = first.database.acquire_job("a", "j", 60.0)
+    assert held is not None
+    fence = held.fence
+    directory = first.jobs.directory("j")
+    checkpoint = ""
+
+    def publish(model: Model) -> str:
+        model.save(directory / "new")
+        os.replace(directory / "new", directory / LAST_FILE)
+        after = first.jobs.publish("j", fence, checkpoint)
+        first.database.update_job("j", fence=fence, checkpoint=after)
+        first.jobs.forget(checkpoint, after)
+        return after
+
+    checkpoint = publish(trained)
+    stale = second.jobs.weights("j", LAST_FILE)
+    checkpoint = publish(other(trained))
+    newer = Model.load(directory / LAST_FILE)
+    current = second.jobs.weights
+    found = [stale]  # as it was before the job published again
+    monkeypatch.setattr(
+        second.jobs, "weights", lambda job, name: found.pop() if found else current(job, name)
+    )
+
+    async def generate() -> None:
+        models = ModelCache(second, 1 << 30, MemoryBudget(1 << 30))
+        model = (await models.get_job("j", best=False)).model
+        assert model.parameters.flat.tobytes() == newer.parameters.flat.tobytes()
+        found.extend([stale] * 9)
+        with pytest.raises(StatusError) as caught:
+            await models.get_job("j", best=False)
+        assert "was just deleted" in caught.value.message
+
+    asyncio.run(generate())
 
 
 def test_a_job_without_weights_has_none_anywhere(shared: Setup) -> None:
