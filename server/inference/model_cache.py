@@ -6,8 +6,9 @@ import asyncio
 import threading
 import weakref
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -222,7 +223,7 @@ class ModelCache:
         held = self._budget.reserve(_MEMORY_PER_FILE * stored.size_bytes, _called(stored))
         try:
             with metrics.MODEL_LOAD_SECONDS.time(), tracing.within("load model"):
-                model = await thread_pools.MODELS.run(self._read_file, stored)
+                model = await self._read_file(stored)
         except LoadError as error:
             held.release()
             if isinstance(stored, JobWeights):
@@ -247,14 +248,20 @@ class ModelCache:
         weakref.finalize(model, held.release).atexit = False
         return model
 
-    def _read_file(self, stored: StoredModel | JobWeights) -> Model:
-        """Reads the file of a model, which may be brought to this machine first."""
+    async def _read_file(self, stored: StoredModel | JobWeights) -> Model:
+        """Reads the file of a model, which is brought to this machine first if need be."""
+        files: AbstractContextManager[Path]
         if isinstance(stored, JobWeights):
+            is_local = self._data_dir.jobs.is_local(stored)
             files = self._data_dir.jobs.local_file(stored)
         else:
+            is_local = self._data_dir.models.is_local(stored)
             files = self._data_dir.models.local_file(stored)
-        with files as path:
-            return Model.load(path)
+        held = ExitStack()
+        if not is_local:
+            # In other threads, so that models which are here can be read while the store hangs.
+            files = nullcontext(await thread_pools.FETCHES.run(held.enter_context, files))
+        return await thread_pools.MODELS.run(_load, files, held)
 
     def _keep(self, stored: StoredModel | JobWeights, model: Model) -> None:
         """Keeps a model as the newest, and drops others that do not fit any more."""
@@ -294,6 +301,12 @@ class ModelCache:
             files = sum(stored.size_bytes for stored in self._models)
             int8 = sum(self._int8_bytes.get(model, 0) for model in self._models.values())
             return _MEMORY_PER_FILE * files + int8
+
+
+def _load(files: AbstractContextManager[Path], held: ExitStack) -> Model:
+    """Reads the file of a model, and gives up what was held for that."""
+    with held, files as path:
+        return Model.load(path)
 
 
 def _called(stored: StoredModel | JobWeights) -> str:

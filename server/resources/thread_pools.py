@@ -138,6 +138,9 @@ LISTS = ThreadPool("lists", 2)
 MODELS = ThreadPool("models", 2)
 """Reading models into memory."""
 
+FETCHES = ThreadPool("fetches", 4)
+"""Bringing models from a store of blobs, which may hang, to this machine."""
+
 STORE = ThreadPool("store", 4)
 """Storing and deleting versions and directories of jobs: seconds for a large model."""
 
@@ -174,6 +177,7 @@ ALL = (
     EVENTS,
     LISTS,
     MODELS,
+    FETCHES,
     STORE,
     BLOBS,
     UPLOADS,

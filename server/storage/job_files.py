@@ -179,6 +179,14 @@ class JobFiles:
         found = path.stat()
         return JobWeights(job, name, path, found.st_mtime_ns, found.st_ino, found.st_size)
 
+    def is_local(self, weights: JobWeights) -> bool:
+        """Returns whether `local_file` need not wait for another machine.
+
+        Args:
+            weights: The weights.
+        """
+        return True
+
     @contextmanager
     def local_file(self, weights: JobWeights) -> Iterator[Path]:
         """Yields the path of weights on this machine, where they stay within.

@@ -293,6 +293,14 @@ class ModelStore:
                 logger.warning("a model cannot be read: %s", error)
                 yield StoredModel(name, 0, self._file(name, 0), 0.0, 0)
 
+    def is_local(self, model: StoredModel) -> bool:
+        """Returns whether `local_file` need not wait for another machine.
+
+        Args:
+            model: The version.
+        """
+        return True
+
     @contextlib.contextmanager
     def local_file(self, model: StoredModel) -> Iterator[Path]:
         """Yields the path of a version's file on this machine, where it stays within.

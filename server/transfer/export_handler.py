@@ -109,7 +109,7 @@ class ExportHandler:
             raise invalid(found)
         check_read(request.model, request.version)
         with self._admission.admit():
-            opened = await thread_pools.EXPORTS.run(self._open, request)
+            opened = await self._opened(request)
             try:
                 async with aclosing(self._pieces(opened, request.offset)) as pieces:
                     async for piece in pieces:
@@ -134,6 +134,13 @@ class ExportHandler:
             yield reply
             del reply
             pace.came(size)
+
+    async def _opened(self, request: pb.ExportModelRequest) -> _OpenModel:
+        """Opens the file of a version as `_open` does, which brings it here first if need be."""
+        stored = await thread_pools.EXPORTS.run(self._store.find, request.model, request.version)
+        # In other threads, so that files which are here can be sent while the store hangs.
+        pool = thread_pools.EXPORTS if self._store.is_local(stored) else thread_pools.FETCHES
+        return await pool.run(self._open, request)
 
     def _open(self, request: pb.ExportModelRequest) -> _OpenModel:
         """Opens the file of the version that a request names.

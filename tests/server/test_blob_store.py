@@ -16,6 +16,7 @@ from services.s3 import S3Server
 from treadle.server.config import MalformedSettingError, ServerConfig
 from treadle.server.failures import BlobsUnavailableError, DamagedBlobError, NoSpaceError
 from treadle.server.sharing import Sharing
+from treadle.server.storage.blobs import blob_store
 from treadle.server.storage.blobs.blob_store import BlobStore
 from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.blobs.opening import open_blobs, url_fault
@@ -259,6 +260,18 @@ def test_a_lost_mount_is_not_an_empty_store(tmp_path: Path) -> None:
     ):
         with pytest.raises(BlobsUnavailableError, match="is not mounted"):
             call()
+
+
+def test_a_blob_that_comes_too_slowly_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobDirectory(tmp_path / "blobs")
+    store.create("a", b"1")
+    monkeypatch.setattr(blob_store, "_SLOW_S", 0.0)
+    monkeypatch.setattr(blob_store, "_SLOW_BYTES_PER_S", 1 << 60)
+    with pytest.raises(BlobsUnavailableError, match="come too slowly: 1 bytes"):
+        store.fetch("a", tmp_path / "file", hashlib.sha256(b"1").hexdigest())
+    assert not (tmp_path / "file").exists()
 
 
 def test_a_folder_leaves_no_empty_folders_and_no_marks(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ from treadle.server.failures import (
     DatabaseUnavailableError,
     LostLeaseError,
 )
+from treadle.server.inference.admission import Admission
 from treadle.server.inference.model_cache import ModelCache
 from treadle.server.resources.memory_budget import MemoryBudget
+from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.blobs.opening import open_blobs
 from treadle.server.storage.data_dir import DataDir
@@ -40,6 +42,8 @@ from treadle.server.storage.shared.job_checkpoint import read_checkpoint
 from treadle.server.storage.shared.shared_models import SharedModelStore
 from treadle.server.storage.shared.shared_storage import SharedStorage
 from treadle.server.storage.upload_files import UploadFiles
+from treadle.server.transfer.export_handler import ExportHandler
+from treadle.v1 import sequence_pb2 as pb
 
 from .samples import job_row, tiny_model
 
@@ -498,6 +502,62 @@ def test_weights_are_looked_up_again_that_a_job_has_just_replaced(
         assert "was just deleted" in caught.value.message
 
     asyncio.run(generate())
+
+
+def test_models_of_the_cache_are_loaded_while_the_store_hangs(
+    shared: Setup, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shared.open("a")
+    put(first, "here", trained)
+    elsewhere = trained
+    for number in range(3):
+        elsewhere = other(elsewhere)
+        put(first, f"elsewhere-{number}", elsewhere)
+    second = shared.open("b")
+    expected = content(second, second.models.find("here"))
+    free = threading.Event()
+    hanging = threading.Semaphore(0)
+    stream = BlobDirectory.stream
+
+    def hang(self: BlobDirectory, key: str) -> Iterator[bytes | memoryview]:
+        hanging.release()
+        assert free.wait(60)
+        return stream(self, key)
+
+    monkeypatch.setattr(BlobDirectory, "stream", hang)
+    models = ModelCache(second, 1 << 30, MemoryBudget(1 << 30))
+    exports = ExportHandler(
+        second.models,
+        lambda stored: pb.Model(size_bytes=stored.size_bytes),
+        UploadLimits(1, idle_s=60, min_rate=1),
+        Admission(9, "exports"),
+        1 << 20,
+    )
+
+    async def export(name: str) -> bytes:
+        replies = [reply async for reply in exports.send(pb.ExportModelRequest(model=name))]
+        return b"".join(reply.chunk for reply in replies)
+
+    async def run() -> None:
+        names = [f"elsewhere-{number}" for number in range(3)]
+        loads = [asyncio.create_task(models.get(name)) for name in names]
+        exported = []
+        try:
+            for _ in loads:
+                assert await asyncio.to_thread(hanging.acquire, timeout=30)
+            exported = [asyncio.create_task(export(name)) for name in names]
+            await asyncio.sleep(0.1)  # each waits for its file
+            async with asyncio.timeout(20):
+                assert (await models.get("here")).version == 1
+                assert await export("here") == expected
+        finally:
+            free.set()
+            loaded = await asyncio.gather(*loads)
+            files = await asyncio.gather(*exported)
+        assert [one.version for one in loaded] == [1, 1, 1]
+        assert all(files)
+
+    asyncio.run(run())
 
 
 def test_a_job_without_weights_has_none_anywhere(shared: Setup) -> None:

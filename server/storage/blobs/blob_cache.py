@@ -118,6 +118,15 @@ class BlobCache:
             raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
         return self._root / sha256
 
+    def has(self, sha256: str) -> bool:
+        """Returns whether the file of a hash is here, so that `hold` need not wait for the store.
+
+        Args:
+            sha256: Its hash.
+        """
+        with self._lock:
+            return sha256 in self._entries and sha256 not in self._fetching
+
     def hold(self, key: str, sha256: str) -> HeldBlob:
         """Returns the file of a blob, fetched if need be, which stays until it is released.
 

@@ -9,19 +9,25 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.model.atomic_files import temporary_path
-from treadle.server.failures import DamagedBlobError
+from treadle.server.failures import BlobsUnavailableError, DamagedBlobError
 
 SMALL_BYTES = 1 << 16
 """Bytes of the largest blob that is read whole into memory."""
 
 _TRIES = 2
 """How often a blob is fetched that arrives damaged, since the transfer may be at fault."""
+
+_SLOW_S = 60.0
+"""Seconds after which a blob that comes too slowly is given up."""
+_SLOW_BYTES_PER_S = 1 << 16
+"""Bytes that come in a second, on average, unless it is too slow."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,17 @@ class BlobStore(ABC):
     def _download(self, key: str, place: Path, require: Callable[[int], None]) -> str:
         """Writes a blob to a new file; returns the hash of what was written."""
         hashed = hashlib.sha256()
+        begun_s = time.monotonic()
+        received = 0
         with place.open("xb") as file:
             for piece in self.stream(key):
+                received += len(piece)
+                taken_s = time.monotonic() - begun_s
+                if taken_s > _SLOW_S and received < taken_s * _SLOW_BYTES_PER_S:
+                    raise BlobsUnavailableError(
+                        f"the blobs {self.name} come too slowly: {received:,} bytes in "
+                        f"{taken_s:.0f} s"
+                    )
                 require(len(piece))
                 hashed.update(piece)
                 file.write(piece)

@@ -53,7 +53,7 @@ _PART_BYTES = 8 << 20
 """Bytes of a part of a large file; a smaller file is one request."""
 _PARTS = 4
 """Parts that are sent at once."""
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
 _DELETED = 500
 """Blobs that one request deletes."""
 

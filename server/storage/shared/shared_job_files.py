@@ -270,6 +270,10 @@ class SharedJobFiles(JobFiles):
         path = self._cache.path(blob.sha256)
         return JobWeights(job, name, path, 0, 0, blob.size, blob.key)
 
+    def is_local(self, weights: JobWeights) -> bool:
+        """Returns whether weights are on this machine."""
+        return not weights.key or self._cache.has(weights.path.name)
+
     @contextmanager
     def local_file(self, weights: JobWeights) -> Iterator[Path]:
         """Yields the path of weights on this machine, where they stay within."""

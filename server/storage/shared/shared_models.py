@@ -130,6 +130,10 @@ class SharedModelStore(ModelStore):
                         self._remember(model, description)
                     yield model
 
+    def is_local(self, model: StoredModel) -> bool:
+        """Returns whether a version's file is on this machine."""
+        return self._cache.has(model.path.name)
+
     @contextlib.contextmanager
     def local_file(self, model: StoredModel) -> Iterator[Path]:
         """Yields the path of a version's file on this machine, where it stays within.
