@@ -8,7 +8,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -500,6 +500,43 @@ def test_a_feed_that_hears_nothing_says_so_again_and_again(
         await asyncio.wait([task])
 
     asyncio.run(listening())
+    database.close()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), ValueError("odd"), DatabaseError("away")])
+def test_the_feed_goes_on_after_any_error(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "treadle.db")
+    failing = asyncio.Event()
+    attempts: list[bool] = []
+
+    async def listen() -> AsyncGenerator[Change, None]:
+        attempts.append(feed.is_listening)
+        yield QUEUED
+        if len(attempts) == 1:
+            await failing.wait()
+            raise error
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(database.engine, "listen", listen)
+    feed = ChangeFeed(database, poll_s=0.01)
+    heard: list[Change] = []
+    feed.subscribe(heard.append)
+
+    async def listening() -> None:
+        task = asyncio.create_task(feed.run())
+        await until(lambda: feed.is_listening)
+        failing.set()
+        await until(lambda: len(heard) == 3)
+        assert feed.is_listening
+        task.cancel()
+        await asyncio.wait([task])
+        assert not feed.is_listening
+
+    asyncio.run(listening())
+    assert heard == [QUEUED, ANYTHING, QUEUED]
+    assert attempts == [False, False]
     database.close()
 
 

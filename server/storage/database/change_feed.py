@@ -54,9 +54,14 @@ class ChangeFeed:
         while (changes := self._listen()) is not None:
             try:
                 await self._pass_on(changes)
-            except DatabaseError as error:
-                if self._is_listening:
-                    logger.warning("no changes by other servers are announced: %s", error)
+            except Exception as error:  # whatever it is: all rely on the feed
+                # With its traceback where it is no failure that is to be expected.
+                unexpected = None if isinstance(error, DatabaseError | OSError) else error
+                if self._is_listening or unexpected:
+                    logger.warning(
+                        "no changes by other servers are announced: %s", error, exc_info=unexpected
+                    )
+            finally:
                 self._is_listening = False
             self._call(ANYTHING)
             await asyncio.sleep(self._poll_s)
