@@ -6,6 +6,7 @@ It opens both, and has the rest of the server take note of what the other server
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import socket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from treadle.server.jobs.manager import JobManager
     from treadle.server.storage.data_dir import DataDir
     from treadle.server.storage.shared.shared_models import SharedModelStore
+
+logger = logging.getLogger(__name__)
 
 _HOST_CHARACTERS = 40
 
@@ -89,7 +92,10 @@ class _Notes:
         self._store = store
         self._models = models
         self._replica = jobs.replica
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._suspect: set[str] = set()
+        """The models in memory of which versions may be deleted."""
+        self._dropping: asyncio.Task[None] | None = None
+        self._is_failing = False
 
     def take(self, change: Change) -> None:
         """Takes note of a change."""
@@ -107,14 +113,25 @@ class _Notes:
 
     def _take_model(self, name: str | None) -> None:
         self._store.memory.forget(name)
-        loaded = self._models.loaded()
-        for model, versions in loaded.items():
-            if name in (None, model):
-                dropping = asyncio.create_task(self._drop(model, versions))
-                self._dropping.add(dropping)
-                dropping.add_done_callback(self._dropping.discard)
+        self._suspect.update(model for model in self._models.loaded() if name in (None, model))
+        if self._suspect and (self._dropping is None or self._dropping.done()):
+            self._dropping = asyncio.create_task(self._drop())
 
-    async def _drop(self, model: str, versions: list[int]) -> None:
-        """Drops the versions of a model from memory that are deleted."""
-        known = await thread_pools.DATABASE.run(self._store.versions, model)
-        self._models.forget(model, [version for version in versions if version not in known])
+    async def _drop(self) -> None:
+        """Drops the versions from memory that are deleted.
+
+        One model at a time, so that calls which need the database do not wait behind all of them.
+        """
+        while self._suspect:
+            model = self._suspect.pop()
+            versions = self._models.loaded().get(model, [])
+            try:
+                known = await thread_pools.DATABASE.run(self._store.versions, model)
+            except Exception as error:  # the next change, or the next second, brings it here again
+                if not self._is_failing:
+                    logger.warning("deleted models stay in memory for now: %s", error)
+                self._is_failing = True
+                self._suspect.clear()
+                return
+            self._is_failing = False
+            self._models.forget(model, [version for version in versions if version not in known])

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -18,6 +20,7 @@ from services.s3 import S3Server
 
 from treadle.model import Model
 from treadle.model.network.parameters import Parameters
+from treadle.server import sharing
 from treadle.server.errors import StatusError
 from treadle.server.failures import (
     BlobsUnavailableError,
@@ -33,6 +36,7 @@ from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.blobs.opening import open_blobs
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database import Database
+from treadle.server.storage.database.change_feed import ANYTHING
 from treadle.server.storage.files import StoreError
 from treadle.server.storage.job_files import BEST_FILE, INIT_FILE, LAST_FILE, STATE_FILE
 from treadle.server.storage.model_limits import ModelLimits
@@ -502,6 +506,57 @@ def test_weights_are_looked_up_again_that_a_job_has_just_replaced(
         assert "was just deleted" in caught.value.message
 
     asyncio.run(generate())
+
+
+def test_deleted_models_are_looked_for_one_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loaded = {"a": [1, 2], "b": [1], "c": [1]}
+    asked: list[str] = []
+    dropped: list[tuple[str, list[int]]] = []
+    entered = threading.Semaphore(0)
+    free = threading.Event()
+    error: list[Exception] = [DatabaseUnavailableError("away")]
+
+    def versions(name: str) -> list[int]:
+        asked.append(name)
+        entered.release()
+        assert free.wait(60)
+        if error:
+            raise error[0]
+        return [1]
+
+    def forget(name: str, versions: list[int]) -> None:
+        if versions:
+            dropped.append((name, versions))
+
+    store = SimpleNamespace(versions=versions, memory=SimpleNamespace(forget=lambda _: None))
+    models = SimpleNamespace(loaded=lambda: loaded, forget=forget)
+    keeper = SimpleNamespace(look=lambda: None)
+    jobs = SimpleNamespace(replica=SimpleNamespace(wake=lambda *_: None, keeper=keeper))
+    notes = sharing._Notes(cast("Any", store), cast("Any", models), cast("Any", jobs))
+
+    async def run() -> None:
+        for number in range(4):
+            free.clear()
+            for _ in range(3):
+                notes.take(ANYTHING)
+            assert await asyncio.to_thread(entered.acquire, timeout=30)
+            await asyncio.sleep(0.05)
+            assert len(asked) == number + 1
+            free.set()
+            async with asyncio.timeout(30):
+                while (task := notes._dropping) is not None and not task.done():
+                    await asyncio.sleep(0.01)
+            if number == 2:
+                error.clear()
+
+    asyncio.run(run())
+    assert dropped == [("a", [2])]
+    assert sorted(asked[3:]) == ["a", "b", "c"]
+    assert [record.message for record in caplog.records] == [
+        "deleted models stay in memory for now: away"
+    ]
 
 
 def test_models_of_the_cache_are_loaded_while_the_store_hangs(

@@ -65,6 +65,8 @@ class VersionMemory:
         self._reading: set[str] = set()
         """The models that a thread reads again, while others use what is remembered."""
         self._changes = 0
+        self._is_away = False
+        """Whether the database could not be reached when it was last asked."""
 
     def of(self, name: str) -> KnownModel:
         """Returns what is known of a model; it may be a moment old.
@@ -85,8 +87,10 @@ class VersionMemory:
         except DatabaseUnavailableError:
             if known is None:
                 raise
-            logger.warning("the database cannot be reached; model %s is used as it was", name)
             with self._lock:
+                if not self._is_away:
+                    logger.warning("the database cannot be reached; models are used as they were")
+                self._is_away = True
                 due_s = time.monotonic() + _RETRY_S
                 self._known[name] = KnownModel(known.versions, known.aliases, due_s)
             return known
@@ -106,6 +110,7 @@ class VersionMemory:
         versions = {row.version: row for row in self._database.versions(name)}
         known = KnownModel(versions, self._database.aliases(name) if versions else {}, due_s)
         with self._lock:
+            self._is_away = False
             if not versions:  # so that questions for any names do not fill the memory
                 self._known.pop(name, None)
             elif changes == self._changes:  # otherwise it may be from before a change
