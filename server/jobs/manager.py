@@ -237,7 +237,7 @@ class JobManager:
 
     async def _answer(self, job: Job, request: str) -> None:
         """Does what another server asked of a job here."""
-        from treadle.server.jobs.leases.replica_jobs import CANCEL, PAUSE
+        from treadle.server.jobs.leases.job_requests import CANCEL, PAUSE
 
         if request == CANCEL:
             await outlast(self._cancel(job))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,9 @@ from treadle.server.failures import BlobsUnavailableError, DatabaseUnavailableEr
 from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
 from treadle.server.jobs.executors.worker_pool import WorkerPool
+from treadle.server.jobs.job import Job
 from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.leases.job_requests import JobRequests
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import new_id, new_row
@@ -511,5 +513,85 @@ def test_a_job_waits_for_the_database_before_its_process_starts(
                 only.jobs.open()
                 only.jobs.replica.keeper.look()  # type: ignore[union-attr]
                 await until(lambda: only.workers.given and only.workers.given[0].sent)
+
+    asyncio.run(run())
+
+
+def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = JobRequests(data_dir.database.engine)
+    answer = JobManager._answer
+
+    async def interrupted(jobs: JobManager, job: Job, request: str) -> None:
+        await answer(jobs, job, request)
+        if request == "pause":
+            row = data_dir.database.job(job.id)
+            assert row is not None
+            requests.ask(job.id, row.fence, "cancel")
+
+    monkeypatch.setattr(JobManager, "_answer", interrupted)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays, lease_s=PATIENCE_S) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            with suppress(StatusError):  # it may say already that the job is being cancelled
+                await second.jobs.pause(job)
+            with pytest.raises(StatusError) as caught:
+                await second.follow(job)
+            assert caught.value.code is grpc.StatusCode.CANCELLED
+
+    asyncio.run(run())
+
+
+def test_nothing_replaces_a_request_to_cancel(data_dir: DataDir, model: bytes) -> None:
+    requests = JobRequests(data_dir.database.engine)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays, lease_s=PATIENCE_S) as (first, second):
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            row = data_dir.database.job(job)
+            assert row is not None
+            assert requests.ask(job, row.fence, "pause")
+            assert requests.ask(job, row.fence, "cancel")
+            assert not requests.ask(job, row.fence, "resume")
+            assert not requests.heeded(job, row.fence, "pause")
+            with pytest.raises(StatusError, match="is being cancelled and cannot be paused"):
+                await second.jobs.replica.ask(row, "pause")  # type: ignore[union-attr]
+            assert requests.heeded(job, row.fence, "cancel")
+
+    asyncio.run(run())
+
+
+def test_a_request_is_taken_over_with_a_job_that_is_taken_for_another(
+    data_dir: DataDir, model: bytes
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            replica = only.jobs.replica
+            assert replica is not None
+            for request, state in (("pause", "paused"), ("resume", "queued")):
+                data_dir.database.update_job(job, request=request)
+                taken = await replica.take(job)
+                assert taken is not None
+                assert taken.row.state == state
+                row = data_dir.database.job(job)
+                assert row is not None
+                assert (row.state, row.request) == (state, "")
+                replica.settle(taken)
 
     asyncio.run(run())

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from treadle.server.access.request_id import set_request_id
-from treadle.server.errors import StatusError
+from treadle.server.errors import StatusError, precondition
 from treadle.server.failures import DatabaseError, LostLeaseError
-from treadle.server.jobs.job import PAUSED_ON_REQUEST, Job
+from treadle.server.jobs.job import CANCELLING, PAUSED_ON_REQUEST, Job
 from treadle.server.jobs.leases.backlog import StoredBacklog
+from treadle.server.jobs.leases.job_requests import CANCEL, PAUSE, JobRequests
 from treadle.server.jobs.leases.lease_keeper import LeaseKeeper, Replica
 from treadle.server.resources import thread_pools
 from treadle.server.storage.job_damage import damage
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from treadle.server.storage.schema import JobRow
 
 logger = logging.getLogger(__name__)
-
-CANCEL = "cancel"
-PAUSE = "pause"
-RESUME = "resume"
-"""What a server may ask of the server that has a job."""
 
 _ANSWER_S = 2.0
 """Seconds that a request waits for the server that has the job."""
@@ -82,6 +77,7 @@ class ReplicaJobs:
     ) -> None:
         self._has_space = has_space
         self._database = database
+        self._requests = JobRequests(database.engine)
         self._jobs = jobs
         self._queue = queue
         self._runner = runner
@@ -113,15 +109,15 @@ class ReplicaJobs:
 
     async def close(self) -> None:
         """Gives all jobs back that neither run nor end, and then leaves the leases alone."""
-        for job in [*self._jobs.values()]:
-            self.settle(job)
-        if self._leaving:
-            await asyncio.wait(self._leaving.values())
         tasks = [*self._answering.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for job in [*self._jobs.values()]:
+            self.settle(job)
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
         await self.keeper.stop()
 
     def wake(self, job: str | None = None) -> None:
@@ -184,13 +180,16 @@ class ReplicaJobs:
             Whether the request will be heeded; if not, the job is not that server's any more.
 
         Raises:
+            StatusError: FAILED_PRECONDITION: the job is being cancelled.
             DatabaseError: The database failed, or cannot be reached.
         """
-        write = partial(self._database.update_job, row.id, fence=row.fence, request=request)
+        ask = self._requests.ask
         try:
-            await thread_pools.DATABASE.run(write)
+            was_left = await thread_pools.DATABASE.run(ask, row.id, row.fence, request)
         except LostLeaseError:
             return False
+        if not was_left:
+            raise precondition(f"job {row.id} is being cancelled and cannot be {request}d")
         until = time.monotonic() + _ANSWER_S
         while time.monotonic() < until:
             news = self._remote.of(row.id)
@@ -280,11 +279,15 @@ class ReplicaJobs:
                 await asyncio.wait(earlier)
             async with job.deciding:
                 if row.request:
-                    await self._take_over(job, row.request, may_run)
+                    await self._take_over(job, row.request)
                 await self._recover(job)
-        except DatabaseError as error:
-            logger.warning("job %s cannot be taken: %s", row.id, error)
+                if row.request:
+                    await self._heeded(job, row.request)
+        except Exception as error:
             self.lose(job)
+            if not isinstance(error, DatabaseError):
+                raise
+            logger.warning("job %s cannot be taken: %s", row.id, error)
             return None
         finally:
             set_request_id("")
@@ -294,13 +297,30 @@ class ReplicaJobs:
             self.settle(job)  # it may have become paused or final at once
         return job
 
-    async def _take_over(self, job: Job, request: str, may_run: bool) -> None:
+    async def _take_over(self, job: Job, request: str) -> None:
         """Takes over a request that the server before has not heeded."""
+        if job.cancelling:
+            return
+        is_paused = job.row.state == JobState.PAUSED
         if request == CANCEL:
             job.cancelling = True
-        elif request == PAUSE and may_run:
+            await job.change(reason=CANCELLING)
+        elif request == PAUSE:
             job.pausing = PAUSED_ON_REQUEST
-        await job.change(request="")
+            if job.row.waits_for_bytes:  # it would continue by itself
+                await job.enter(JobState.PAUSED, PAUSED_ON_REQUEST)
+        elif is_paused:
+            await job.enter(JobState.QUEUED, "resumed", queued_s=job.time_s())
+        elif job.pausing:
+            await job.change(reason="resumed")
+            job.pausing = ""
+
+    async def _heeded(self, job: Job, request: str) -> None:
+        """Removes a request, and looks for the one that came meanwhile, if any."""
+        heeded = self._requests.heeded
+        fence = job.lease.fence or 0
+        if not await thread_pools.DATABASE.run(heeded, job.id, fence, request):
+            self.keeper.look()
 
     async def _heed(self) -> None:
         """Begins to do what other servers ask for of the jobs here."""
@@ -316,13 +336,16 @@ class ReplicaJobs:
 
     async def _do(self, job: Job, request: str) -> None:
         set_request_id(job.row.call_id, job.row.owner)
+        job.requests += 1  # it is not given back before the request is removed
         try:
             with suppress(StatusError):  # such as a job that has just ended; the caller sees that
                 await self._answer(job, request)
-            await job.change(request="")
+            await self._heeded(job, request)
         except DatabaseError as error:
             logger.info("job %s: a request was not heeded here: %s", job.id, error)
         except Exception:
             logger.exception("job %s: a request could not be heeded", job.id)
         finally:
             del self._answering[job.id]
+            job.requests -= 1
+            self.settle(job)
