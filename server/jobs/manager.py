@@ -88,6 +88,9 @@ _ANSWER_S = 0.3
 _TAKE_TRIES = 10
 """How often a request is tried for a job that changes hands meanwhile."""
 
+_TAKE_S = 0.1
+"""Seconds between two tries to take a job that another server has for a moment."""
+
 
 class JobManager:
     """Every training job of one server.
@@ -478,7 +481,8 @@ class JobManager:
                 if await self._continue_for_space(job):
                     return
             finally:
-                self._leave(job)
+                if self.replica is not None:  # it was taken for this
+                    self._leave(job)
 
     async def _continue_for_space(self, job: Job) -> bool:
         """Queues a job that waits for disk space, if there is enough; returns whether it did."""
@@ -537,16 +541,25 @@ class JobManager:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
         """
         await self._cleared(job)
-        live = self.registry.opened(job)
-        if live is None and self.replica is not None:
-            row = await self.registry.row(job, damaged=True)
-            if row.state == JobState.PAUSED:
-                live = await self.replica.take(job)
+        live = self.registry.opened(job) or await self._taken_to_delete(job)
         if live is not None:
             async with self._deciding(live):
                 await outlast(self._delete(live.row))
         else:
             await outlast(self._delete(await self.registry.row(job, damaged=True)))
+
+    async def _taken_to_delete(self, job: str) -> Job | None:
+        """Returns a paused job that is this server's by now; None where none needs to be."""
+        if self.replica is None:
+            return None
+        for _ in range(_TAKE_TRIES):
+            row = await self.registry.row(job, damaged=True)
+            if row.state != JobState.PAUSED or self.registry.fault(row):
+                return None
+            if (taken := await self.replica.take(job)) is not None:
+                return taken
+            await asyncio.sleep(_TAKE_S)
+        raise unavailable(f"job {job} changes hands again and again")
 
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed the files of its run."""
@@ -561,10 +574,13 @@ class JobManager:
         if row.state in (JobState.QUEUED, JobState.RUNNING) and not self.registry.fault(row):
             message = f"job {row.id} is {row.state}: cancel or pause it before you delete it"
             raise precondition(message)
-        fence = None if live is None else live.lease.fence
+        # Without a lease of its own, as long as nobody has got one since the row was read.
+        fence = None if self.replica is None else row.fence
         delete = partial(self._database.delete_job, fence=fence)
         try:
             await thread_pools.DATABASE.run(delete, row.id)
+        except LostLeaseError as error:
+            raise unavailable(f"job {row.id} changed hands while it was to be deleted") from error
         except OSError as error:
             if not is_full(error):
                 raise
