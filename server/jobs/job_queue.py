@@ -268,14 +268,18 @@ class JobQueue:
         self._ending[job] = asyncio.create_task(self._until_ended(job, end))
 
     async def _run_to_end(self, job: Job) -> None:
-        await self._run(job)
-        self._running.pop(job, None)
-        self._ending.pop(job, None)
-        self._left(job)
-        self._forget_starts()
-        self.schedule()
+        try:
+            await self._run(job)
+        finally:
+            self._running.pop(job, None)
+            self._ending.pop(job, None)
+            self._left(job)
+            self._forget_starts()
+            self.schedule()
 
     async def _until_ended(self, job: Job, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        await end()
-        del self._ending[job]
-        self._left(job)
+        try:
+            await end()
+        finally:
+            del self._ending[job]
+            self._left(job)
