@@ -77,11 +77,17 @@ class JobBlobs:
         job.lease.check(job.id)
 
     async def leave(self, job: Job) -> None:
-        """Removes the files of a job from this machine, which is not this server's any more."""
+        """Removes the files of a job from this machine, which is not this server's any more.
+
+        Where the disk fails, they stay until the job comes here again.
+        """
         self._changed.discard(job)
         if job in self._here:
             self._here.discard(job)
-            await thread_pools.BLOBS.run(self._files.leave, job.id)
+            try:
+                await thread_pools.BLOBS.run(self._files.leave, job.id)
+            except OSError as error:
+                logger.error("job %s: its files stay on this machine: %s", job.id, error)
 
     async def _upload(self, job: Job) -> None:
         try:
@@ -115,6 +121,9 @@ class JobBlobs:
         self.is_reached = True
         if after != before:
             await job.change(checkpoint=after)
+            if job.row.checkpoint != after:  # it has ended meanwhile, and its row names others
+                await thread_pools.BLOBS.run(self._files.forget, after, job.row.checkpoint)
+                return
             await thread_pools.BLOBS.run(self._files.forget, before, after)
 
     def _miss(self, error: BlobsUnavailableError) -> None:

@@ -23,7 +23,8 @@ from treadle.server.jobs import worker_protocol
 from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
 from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job import Job
-from treadle.server.jobs.job_queue import JobLimits
+from treadle.server.jobs.job_blobs import JobBlobs
+from treadle.server.jobs.job_queue import JobLimits, JobQueue
 from treadle.server.jobs.leases.job_requests import JobRequests
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.jobs.manager import JobManager
@@ -32,10 +33,12 @@ from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database.change import Change
 from treadle.server.storage.job_files import FINAL_FILE
+from treadle.server.storage.lease import Lease
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb
 
 from .harness import PATIENCE_S, TEXT, until
+from .samples import job_row
 
 LEASE_S = 0.6
 """Long enough for a busy machine to renew it, four times."""
@@ -593,5 +596,150 @@ def test_a_request_is_taken_over_with_a_job_that_is_taken_for_another(
                 assert row is not None
                 assert (row.state, row.request) == (state, "")
                 replica.settle(taken)
+
+    asyncio.run(run())
+
+
+def test_a_job_that_another_server_has_is_not_deleted(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.server.jobs.manager._TAKE_S", 0.0)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            await only.jobs.pause(job)
+            await until(lambda: not only.jobs.registry.live)
+            database = data_dir.database
+            await until(lambda: database.acquire_job("other", job, PATIENCE_S))
+            with pytest.raises(StatusError, match="changes hands"):
+                await only.jobs.delete(job)
+            row = database.job(job)
+            assert row is not None
+            database.release(job, row.fence)
+            await only.jobs.delete(job)
+            assert database.job(job) is None
+
+    asyncio.run(run())
+
+
+def test_a_job_that_cannot_be_taken_is_not_kept(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise OSError("the disk failed")
+
+    monkeypatch.setattr(JobManager, "_recover", broken)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            with pytest.raises(OSError, match="the disk failed"):
+                await only.jobs.replica.take(job)  # type: ignore[union-attr]
+            assert not only.jobs.registry.live
+
+    asyncio.run(run())
+
+
+def test_a_job_whose_files_cannot_be_removed_is_given_back(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: str) -> None:
+        raise OSError("the disk failed")
+
+    monkeypatch.setattr(data_dir.jobs, "leave", broken)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            only.jobs.open()
+            job = await only.submit(data_dir)
+            await until(lambda: only.workers.given and only.workers.given[0].sent)
+            assert (await only.jobs.pause(job)).state == "paused"
+            await until(lambda: not data_dir.database.job(job).holder)  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_a_run_that_fails_frees_its_slot() -> None:
+    async def run() -> None:
+        async def fails(job: Job) -> None:
+            raise ValueError("it fails")
+
+        row = job_row("j", state="queued")
+        job = Job(cast("Any", None), row)
+        left: list[Job] = []
+
+        def leave(job: Job) -> None:
+            left.append(job)
+            del jobs[job.id]
+
+        jobs = {job.id: job}
+        closing: asyncio.Future[StatusError] = asyncio.get_running_loop().create_future()
+        queue = JobQueue(
+            jobs,
+            JobLimits(1, 9, 9, 2),
+            closing,
+            run=fails,
+            running_changed=lambda _: None,
+            left=leave,
+            quotas=QuotaBook(),
+        )
+        queue.open()
+        [task] = queue.tasks()
+        with pytest.raises(ValueError, match="it fails"):
+            await task
+        assert (queue.free_slots, left) == (1, [job])
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_that_comes_after_the_end_leaves_what_the_row_names() -> None:
+    forgotten: list[tuple[str, str]] = []
+
+    class Files:
+        def publish(self, job: str, fence: int, before: str) -> str:
+            return "late"
+
+        def forget(self, before: str, after: str) -> None:
+            forgotten.append((before, after))
+
+    class EndedJob:
+        id = "j"
+        lease = Lease(1)
+        row = job_row("j", state="failed", checkpoint="named")
+
+        async def change(self, **changes: object) -> None:
+            """Changes nothing, as for each job that is over."""
+
+    async def run() -> None:
+        blobs = JobBlobs(cast("Any", Files()))
+        blobs.note(cast("Job", EndedJob()))
+        await until(lambda: forgotten)
+        assert forgotten == [("late", "named")]
+
+    asyncio.run(run())
+
+
+def test_a_look_for_disk_space_wakes_nobody_who_follows_a_job(
+    data_dir: DataDir, model: bytes
+) -> None:
+    async def run() -> None:
+        workers = ScriptedPool(lambda: ScriptedWorker(model, saves=False))
+        limits = RunLimits(1, checkpoint_interval_s=1.0, min_free_bytes=0)
+        manager = JobManager(data_dir, workers, JobLimits(1, 9, 9, 2), limits)
+        job = await Server(manager, workers).submit(data_dir)
+        news = manager.registry.live[job].news()
+        await manager.resume_for_space()
+        assert not news.is_set()
+        await manager.close("the test ended")
 
     asyncio.run(run())
