@@ -40,6 +40,12 @@ _CONNECTION_FAULTS = (
     ),
     (r"connect.* timed out|settings frame|deadline", "it does not answer"),
     (r"socket closed|connection reset|broken pipe|goaway|stream removed", "the connection broke"),
+    (
+        r"health check call failed",
+        "it refuses the health check that this address needs: start treadle-server with "
+        "--public-services health, or give HOST:PORT of one server",
+    ),
+    (r"backend unhealthy", "it does not serve now, as before its start is over and at its end"),
     (r"failed to connect|connections to all backends failing", "the connection failed"),
 )
 

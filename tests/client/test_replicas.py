@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1.health import HealthServicer  # type: ignore[import-untyped]
 
 from treadle.client import Client, InputError, UnavailableError
 from treadle.client.access.credentials import Credentials
@@ -120,6 +123,48 @@ def test_the_server_that_failed_is_named() -> None:
     )
     assert error.unsent
     assert str(from_rpc_error(refusal, Peer("one:50051"))).startswith("nothing listens at one:")
+
+
+class RefusedHealth(HealthServicer):  # type: ignore[misc]
+    """The health service of a server where it needs a token, too."""
+
+    def Watch(  # noqa: N802
+        self, request: Any, context: Any, send_response_callback: Any = None
+    ) -> None:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+
+class UnreadyHealth(HealthServicer):  # type: ignore[misc]
+    """The health service of a server that has not started yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set("", 2)  # NOT_SERVING
+
+
+@pytest.mark.parametrize(
+    ("health", "fault"),
+    [
+        (RefusedHealth, r"refuses the health check .* --public-services health, or give HOST:PORT"),
+        (UnreadyHealth, "does not serve now"),
+    ],
+)
+def test_a_server_whose_health_keeps_it_out_is_named(
+    health: type[HealthServicer], fault: str
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        health_pb2_grpc.add_HealthServicer_to_server(health(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            with (
+                Client(f"dns:///127.0.0.1:{port}", timeout_s=30) as client,
+                pytest.raises(UnavailableError, match=fault),
+            ):
+                client.get_model("m")
+        finally:
+            server.stop(0).wait()
 
 
 @pytest.fixture
