@@ -22,6 +22,7 @@ from treadle.model.config import TrainConfig
 from treadle.model.data.corpus import CorpusFile
 from treadle.model.enums import CorpusRole
 from treadle.model.errors import LoadError, ModelError
+from treadle.model.network.ranks.ranks import LostRankError
 from treadle.model.scratch_files import ScratchFolder
 from treadle.model.training.checkpoint import settled_config
 from treadle.model.warmup.groups import KernelGroup
@@ -68,6 +69,10 @@ def serve(
 
     Returns:
         The exit code.
+
+    Raises:
+        LostRankError: Another rank does not answer. The server hears nothing of it, so that it
+            continues the job from its checkpoint, as after the end of any process.
     """
     pipe = Replies(replies)
     if warm_up:
@@ -89,6 +94,9 @@ def serve(
         limit_own(job["memory_limit_bytes"], job["threads"])
         with heartbeat(pipe):
             _work(job, pipe, control, ranks)
+    except LostRankError as error:
+        logger.error("%s", error)
+        raise
     except Exception as error:
         if is_full(error):  # the last checkpoint is whole, and the rest is computed again
             pipe.send(event="paused", reason=_full(error), needs_bytes=_needs(error))

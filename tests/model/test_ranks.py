@@ -12,7 +12,7 @@ import pytest
 from treadle.model.errors import ConfigError, PackageError
 from treadle.model.network.ranks import ranks as ranks_module
 from treadle.model.network.ranks.gradient_exchange import rows_of, share_out
-from treadle.model.network.ranks.ranks import Ranks, _patiently
+from treadle.model.network.ranks.ranks import LostRankError, Ranks, _patiently
 from treadle.model.network.shards import shard_slices
 from treadle.model.training.ranks.join import join
 
@@ -94,6 +94,46 @@ def test_a_wait_sleeps_longer_the_longer_it_takes(monkeypatch: pytest.MonkeyPatc
     _patiently(look)
     assert naps == sorted(naps)
     assert naps[0] < naps[-1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "longest_s", "nap_s", "looks"),
+    [
+        (0, 0.0, 0.5, 600),
+        (0, 10.0, 0.5, 1000),  # a step may last
+        (0, 0.0, 1000.0, 300),  # between two looks the process was stopped
+        (1, 0.0, 0.5, None),  # rank 0 may validate for hours
+    ],
+)
+def test_rank_0_waits_for_no_rank_that_is_lost(
+    monkeypatch: pytest.MonkeyPatch, rank: int, longest_s: float, nap_s: float, looks: int | None
+) -> None:
+    use(monkeypatch, World(2, []))
+    now = [0.0]
+    seen = [0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += nap_s
+
+    def look(pending: list[Any]) -> bool:
+        seen[0] += 1
+        now[0] += 1e-4
+        return seen[0] == 100_000
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(ranks_module, "time", clock)
+    ranks = Ranks(World(2, []))
+    monkeypatch.setattr(ranks, "_mpi", SimpleNamespace(Request=SimpleNamespace(Testall=look)))
+    ranks.rank = rank
+    ranks._longest_s = longest_s
+    if looks is None:
+        ranks.wait(["request"])
+        assert seen[0] == 100_000
+        return
+    with pytest.raises(LostRankError, match="has not answered for"):
+        ranks.wait(["request"])
+    assert ranks.is_broken
+    assert seen[0] == pytest.approx(looks, rel=0.1)
 
 
 def test_nothing_is_exchanged_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,13 @@ def full(model, path, require):
     save(model, path)
 Model.save = full
 """
+LOST_RANK = """
+from treadle.model.network.ranks.ranks import LostRankError
+from treadle.server.jobs import worker_training
+def lose(*_):
+    raise LostRankError("another process of the run has not answered")
+worker_training._work = lose
+"""
 SERVE = """
 import sys
 from treadle.server.jobs import worker_training
@@ -333,3 +340,9 @@ def test_a_training_process_imports_only_what_it_needs() -> None:
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_lost_rank_is_no_failure_of_the_job(tmp_path: Path) -> None:
+    """The end of the process, of which it says nothing, has the server start another one."""
+    said = serve(LOST_RANK + SERVE, order(tmp_path))
+    assert [each["event"] for each in said] == ["ready"]

@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from treadle.model.errors import ModelError
+
 _COMMAND = 1
 _ANSWER = 2
 
@@ -29,6 +31,22 @@ _NAPS = ((0.02, 50e-6), (1.0, 0.0002), (float("inf"), 0.002))
 
 _FAREWELL_S = 0.5
 """Seconds before all processes are ended at once."""
+
+_LOST_S = 300.0
+"""For so long rank 0 waits for another rank at least, in seconds."""
+
+_LOST_AFTER_PREPARING_S = 900.0
+"""The same where the other ranks may compile kernels first."""
+
+_PATIENCE = 50.0
+"""Rank 0 waits so many times as long as its longest step has lasted."""
+
+_LONGEST_LOOK_S = 1.0
+"""The most that counts as waited between two looks: a process that was stopped did not wait."""
+
+
+class LostRankError(ModelError):
+    """Another rank does not answer any more: it or its machine hangs, or is out of reach."""
 
 
 class Ranks:
@@ -55,6 +73,9 @@ class Ranks:
         """How many of the processes are on this machine."""
         self.is_broken = False
         """Whether an exchange failed midway, so that nothing can be exchanged any more."""
+        self._commanded_at = time.perf_counter()
+        self._longest_s = 0.0
+        """The longest time from a command until the other ranks had answered it."""
 
     @property
     def leads(self) -> bool:
@@ -79,6 +100,7 @@ class Ranks:
             command: The name of a method of `Follower`.
             arguments: The arguments of ranks 1, 2, ...
         """
+        self._commanded_at = time.perf_counter()
         with self.together():
             self.wait([request for request, _ in self._sent])
             self._sent.clear()
@@ -110,6 +132,7 @@ class Ranks:
 
         Raises:
             Exception: What the first of them could not be followed for.
+            LostRankError: One does not answer.
         """
         with self.together():
             answers = [self._receive_object(rank, _ANSWER) for rank in range(1, self.size)]
@@ -127,7 +150,7 @@ class Ranks:
                 found.append(message)
             return bool(found)
 
-        _patiently(look)
+        self._await(look, _LOST_AFTER_PREPARING_S)
         buffer = bytearray(status.Get_count(self._mpi.BYTE))
         found[0].Recv([buffer, self._mpi.BYTE])
         return pickle.loads(buffer)
@@ -161,10 +184,32 @@ class Ranks:
         return self._world.Irecv(array, rank, tag)
 
     def wait(self, requests: Sequence[Any]) -> None:
-        """Waits until what was begun is done."""
+        """Waits until what was begun is done.
+
+        Raises:
+            LostRankError: This is rank 0, and another one does not answer.
+        """
         if requests:
             pending = list(requests)
-            _patiently(lambda: bool(self._mpi.Request.Testall(pending)))
+            self._await(lambda: bool(self._mpi.Request.Testall(pending)), _LOST_S)
+
+    def _await(self, is_done: Callable[[], bool], least_s: float) -> None:
+        """Waits; rank 0 gives up once another rank is lost, which MPI may not notice.
+
+        The other ranks wait for as long as rank 0 works, and it ends them.
+        """
+        if not self.leads:
+            _patiently(is_done)
+            return
+        own_s = time.perf_counter() - self._commanded_at
+        limit_s = max(least_s, _PATIENCE * max(own_s, self._longest_s))
+        if not _patiently(is_done, limit_s):
+            self.is_broken = True
+            raise LostRankError(
+                f"another process of the run has not answered for {limit_s:,.0f} s: it or its "
+                "machine hangs, or is out of reach"
+            )
+        self._longest_s = max(self._longest_s, time.perf_counter() - self._commanded_at)
 
     def is_done(self, requests: Sequence[Any]) -> bool:
         """Returns whether what was begun is done; MPI moves on with it meanwhile."""
@@ -206,12 +251,17 @@ class Ranks:
 
     def leave(self) -> None:
         """Ends the run on all ranks; the last call of rank 0."""
-        if self.is_broken:
-            sys.stderr.flush()
-            time.sleep(_FAREWELL_S)  # mpirun still forwards what this process has written
-            self.abort(1)
-        self.command("quit")
-        self.wait([request for request, _ in self._sent])
+        if not self.is_broken:
+            try:
+                self.command("quit")
+                self.wait([request for request, _ in self._sent])
+            except LostRankError as error:
+                print(error, file=sys.stderr)
+            else:
+                return
+        sys.stderr.flush()
+        time.sleep(_FAREWELL_S)  # mpirun still forwards what this process has written
+        self.abort(1)
 
     def abort(self, code: int) -> NoReturn:
         """Ends the processes of all ranks at once.
@@ -223,14 +273,20 @@ class Ranks:
         os._exit(code)  # MPI_Abort does not return
 
 
-def _patiently(is_done: Callable[[], bool]) -> None:
-    """Looks again and again, less often the longer it takes."""
+def _patiently(is_done: Callable[[], bool], limit_s: float = float("inf")) -> bool:
+    """Looks again and again, less often the longer it takes; returns False at the limit."""
     if is_done():
-        return
-    begin = time.perf_counter()
+        return True
+    waited = 0.0
+    before = time.perf_counter()
     while not is_done():
-        waited = time.perf_counter() - begin
+        now = time.perf_counter()
+        waited += min(now - before, _LONGEST_LOOK_S)
+        before = now
+        if waited >= limit_s:
+            return False
         if waited < _YIELDING_S:
             os.sched_yield()
         else:
             time.sleep(next(nap for most, nap in _NAPS if waited < most))
+    return True
