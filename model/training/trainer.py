@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -319,7 +319,7 @@ class Trainer:
         interrupted: Callable[[], bool] = never,
         *,
         in_series: bool = False,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Trains until a limit is met or `stop` returns True; pauses when `between` does.
 
         Args:

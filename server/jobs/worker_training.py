@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -256,16 +257,18 @@ def _work(
     watcher = _Watcher(trainer, control, replies)
     with phases.phase("train"):
         try:
-            for progress in trainer.run(
+            steps = trainer.run(
                 control.stopping,
                 checkpoints.between_steps,
                 watcher.during,
                 control.leaving,
                 in_series=True,
-            ):
-                _send_progress(replies, progress)
-                if progress.valid_loss is not None:
-                    phases.add("evaluation", watcher.began_s)
+            )
+            with closing(steps):  # also where a report fails: the other ranks hear of it in order
+                for progress in steps:
+                    _send_progress(replies, progress)
+                    if progress.valid_loss is not None:
+                        phases.add("evaluation", watcher.began_s)
         except _LeftError:
             checkpoints.between_steps()
     if checkpoints.leave_reason:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,13 +120,15 @@ class Run:
             OSError: A file could not be written.
         """
         try:
-            for progress in self._trainer.run(
+            steps = self._trainer.run(
                 between=self._between_steps,
                 during=self._during,
                 interrupted=lambda: self.interrupted,
                 in_series=True,
-            ):
-                on_progress(progress)
+            )
+            with closing(steps):  # also where a report fails: the other ranks hear of it in order
+                for progress in steps:
+                    on_progress(progress)
             if not self.interrupted:
                 self._write()
                 model = self._trainer.finish(during=self._during)

@@ -9,16 +9,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mpirun import ENVIRONMENT, MPIRUN, needs_mpi
 
-from treadle.model import Model
+from treadle.model import Model, Progress
 from treadle.model.errors import PackageError
 from treadle.model.training.ranks.join import join
+from treadle.server.messages.requests import train_config
 from treadle.server.resources.process_status import with_descendants
 from treadle.server.standalone.command import main
-from treadle.server.standalone.run import Run
+from treadle.server.standalone.run import Run, RunFiles
 from treadle.server.standalone.spec_file import SpecFileError, read_spec_file
 
 from .harness import PATIENCE_S, TEXT, is_running, wait_for
@@ -152,6 +154,31 @@ def test_another_run_does_not_continue_a_checkpoint(
     written(spec, SPEC)
     with at_default_signals(), pytest.raises(IndexError):
         main(words)
+
+
+@pytest.mark.jit
+def test_a_report_that_fails_ends_the_run_at_once(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when Python collects it: the other ranks would wait for what comes meanwhile."""
+    made = read_spec_file(spec)
+    made.spec.model = "m"
+    files = RunFiles(made.files, None, tmp_path / "model", tmp_path / "state")
+    run = Run(train_config(made.spec), files, 1, 10.0, None)
+    begin = run._trainer.run
+    kept: list[Iterator[Progress]] = []
+
+    def keep(**options: Any) -> Iterator[Progress]:
+        kept.append(begin(**options))
+        return kept[0]
+
+    def fail(progress: Progress) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(run._trainer, "run", keep)
+    with pytest.raises(BrokenPipeError):
+        run.train(fail)
+    assert run._trainer._engine is None
 
 
 @pytest.mark.jit
