@@ -86,9 +86,10 @@ def serve(
     control = RunControl(pipe)
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
     signal.signal(signal.SIGTERM, lambda *_: _pause(control))
-    threading.Thread(target=_listen, args=(requests, control), daemon=True).start()
+    threading.Thread(target=_listen, args=(requests, control, ranks), daemon=True).start()
     try:
         job = worker_protocol.decode(line)["job"]
+        job["threads"] = _own_threads(job["threads"], ranks)
         log_to_stderr(job.get("log_level", logging.WARNING), job.get("log_format", "text"))
         set_request_id(job.get("request_id", ""), job.get("caller", ""))
         set_logged_trace(job.get("traceparent", "")[3:35])
@@ -370,7 +371,12 @@ def _pause(control: RunControl) -> None:
     threading.Thread(target=control.pause, args=(_ASKED_TO_END,), daemon=True).start()
 
 
-def _listen(requests: IO[bytes], control: RunControl) -> None:
+def _own_threads(threads: int, ranks: Ranks | None) -> int:
+    """Returns the threads of each process where those on this machine share some."""
+    return threads if ranks is None else max(1, threads // ranks.on_this_host)
+
+
+def _listen(requests: IO[bytes], control: RunControl, ranks: Ranks | None) -> None:
     """Reads the messages of the server; ends the process when the server is gone."""
     for line in requests:
         message = worker_protocol.decode(line)
@@ -379,5 +385,5 @@ def _listen(requests: IO[bytes], control: RunControl) -> None:
         if "pause" in message:
             control.pause(message["pause"])
         if "threads" in message:
-            control.threads = message["threads"]
+            control.threads = _own_threads(message["threads"], ranks)
     os.kill(os.getpid(), signal.SIGHUP)  # the main thread cleans up and ends

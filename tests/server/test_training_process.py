@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from treadle.model.config import (
     ReportConfig,
     TrainConfig,
 )
-from treadle.server.jobs import worker_protocol
+from treadle.server.jobs import worker_protocol, worker_training
+from treadle.server.jobs.worker_control import Replies, RunControl
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE, STATE_FILE
 
 from .harness import PATIENCE_S, TEXT
@@ -346,3 +349,26 @@ def test_a_lost_rank_is_no_failure_of_the_job(tmp_path: Path) -> None:
     """The end of the process, of which it says nothing, has the server start another one."""
     said = serve(LOST_RANK + SERVE, order(tmp_path))
     assert [each["event"] for each in said] == ["ready"]
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 8), (3, 2), (16, 1)])
+def test_processes_of_one_machine_share_its_threads(
+    monkeypatch: pytest.MonkeyPatch, processes: int, threads: int
+) -> None:
+    given: list[int] = []
+
+    def work(job: worker_protocol.Message, *_: object) -> None:
+        given.append(job["threads"])
+
+    monkeypatch.setattr(worker_training, "_work", work)
+    monkeypatch.setattr(worker_training, "limit_own", lambda *_: None)
+    monkeypatch.setattr(worker_training, "log_to_stderr", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("os.kill", lambda *_: None)
+    ranks: Any = SimpleNamespace(on_this_host=processes)
+    job = worker_protocol.encode({"job": {"threads": 8, "memory_limit_bytes": None}})
+    worker_training.serve(io.BytesIO(job), io.BytesIO(), False, ranks)
+    assert given == [threads]
+    control = RunControl(Replies(io.BytesIO()))
+    worker_training._listen(io.BytesIO(worker_protocol.encode({"threads": 8})), control, ranks)
+    assert control.threads == threads
