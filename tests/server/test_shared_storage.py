@@ -508,6 +508,25 @@ def test_weights_are_looked_up_again_that_a_job_has_just_replaced(
     asyncio.run(generate())
 
 
+def test_no_alias_leads_to_a_version_that_another_server_deletes(
+    shared: Setup, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shared.open("a")
+    second = shared.open("b")
+    put(first, "m", trained)
+    put(first, "m", other(trained))
+    monkeypatch.setattr(  # the last moment before the alias is set
+        second.models.aliases, "check_new", lambda *_: first.models.delete("m", 1)
+    )
+    with pytest.raises(StatusError) as caught:
+        second.models.set_alias("m", "live", 1)
+    assert refused(grpc.StatusCode.NOT_FOUND, caught)
+    assert first.database.aliases("m") == {}
+    first.models.set_alias("m", "live", 2)
+    first.database.delete_versions("m", [2])
+    assert first.database.aliases("m") == {}
+
+
 def test_deleted_models_are_looked_for_one_at_a_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

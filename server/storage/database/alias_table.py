@@ -21,15 +21,31 @@ class AliasTable:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def set_alias(self, model: str, alias: str, version: int) -> None:
-        """Makes an alias lead to a version of a model, and to no other any more."""
-        with self._engine.transaction() as transaction:
+    def set_alias(self, model: str, alias: str, version: int, *, listed: bool = False) -> bool:
+        """Makes an alias lead to a version of a model, and to no other any more.
+
+        Args:
+            model: The model.
+            alias: The alias.
+            version: The version.
+            listed: Whether the version must be in the table of versions.
+
+        Returns:
+            Whether the alias leads there now; False where the version is not in that table.
+        """
+        with self._engine.transaction(f"model {model}" if listed else "") as transaction:
+            if listed and not transaction.rows(
+                "SELECT 1 FROM versions WHERE model = ? AND version = ? AND sha256 <> ''",
+                *(model, version),
+            ):
+                return False
             transaction.run(
                 "INSERT INTO aliases VALUES (?, ?, ?) "
                 "ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
                 *(model, alias, version),
             )
             transaction.notify(Change(ChangeKind.MODEL, model))
+        return True
 
     def delete_alias(self, model: str, alias: str) -> bool:
         """Deletes an alias; returns whether it existed."""

@@ -140,9 +140,13 @@ class VersionTable:
         return int(count)
 
     def delete_versions(self, model: str, versions: Sequence[int]) -> None:
-        """Deletes versions of a model, as far as they exist; their numbers stay taken."""
-        with self._engine.transaction() as transaction:
+        """Deletes versions of a model with their aliases; their numbers stay taken."""
+        # One at a time, so that no other server sets an alias to one of them meanwhile.
+        with self._engine.transaction(f"model {model}") as transaction:
             for version in versions:
+                transaction.run(
+                    "DELETE FROM aliases WHERE model = ? AND version = ?", model, version
+                )
                 transaction.run(
                     "UPDATE versions SET sha256 = '', size = 0, description = ? "
                     "WHERE model = ? AND version = ?",

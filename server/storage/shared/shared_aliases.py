@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from treadle.server.errors import not_found
 from treadle.server.storage.aliases import SHOWN, Aliases
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ class SharedAliases(Aliases):
         aliases = self._memory.of(model).aliases
         found = sorted(alias for alias, number in aliases.items() if number == version)
         return found[:SHOWN], len(found)
+
+    def set(self, model: str, alias: str, version: int) -> None:
+        """Makes an alias lead to a version, and to no other one any more.
+
+        Raises:
+            StatusError: NOT_FOUND: another server has deleted the version meanwhile.
+            DatabaseError: The database failed.
+        """
+        with self._changing(model):
+            if not self._database.set_alias(model, alias, version, listed=True):
+                raise not_found(model, version)
 
     @contextlib.contextmanager
     def _changing(self, model: str) -> Iterator[None]:
