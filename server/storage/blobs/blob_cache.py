@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from treadle.model.atomic_files import remove_leftovers
+from treadle.server.failures import DamagedBlobError
 from treadle.server.storage.blobs.blob_store import BlobStore
 from treadle.server.storage.files import DiskSpace, link_or_copy
 from treadle.server.storage.model_version import file_hash
@@ -94,6 +95,8 @@ class BlobCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """The files, the one used last at the end."""
         self._fetching: dict[str, Future[None]] = {}
+        self._damaged: set[str] = set()
+        """The hashes of blobs that were damaged when they were fetched last."""
         self._bytes = 0
         remove_leftovers(root)
         found = [(path.stat().st_mtime, path) for path in root.iterdir() if path.is_file()]
@@ -126,6 +129,22 @@ class BlobCache:
         """
         with self._lock:
             return sha256 in self._entries and sha256 not in self._fetching
+
+    def is_damaged(self, sha256: str) -> bool:
+        """Returns whether the blob of a hash was damaged when it was fetched last.
+
+        Args:
+            sha256: Its hash.
+        """
+        return sha256 in self._damaged
+
+    def note_repair(self, sha256: str) -> None:
+        """Notes that the blob of a hash was stored again.
+
+        Args:
+            sha256: Its hash.
+        """
+        self._damaged.discard(sha256)
 
     def hold(self, key: str, sha256: str) -> HeldBlob:
         """Returns the file of a blob, fetched if need be, which stays until it is released.
@@ -236,7 +255,12 @@ class BlobCache:
         """Fetches a blob."""
         if path.exists():
             logger.warning("%s in the cache is damaged, and is fetched again", key)
-        self._blobs.fetch(key, path, sha256, self._space.require)
+        try:
+            self._blobs.fetch(key, path, sha256, self._space.require)
+        except DamagedBlobError:
+            self._damaged.add(sha256)
+            raise
+        self._damaged.discard(sha256)
 
     def _release(self, sha256: str) -> None:
         with self._lock:

@@ -143,13 +143,17 @@ class SharedCorpora(Corpora):
         key = corpus_key(sha256)
         size = path.stat().st_size
         found = self._blobs.head(key)
-        # Without a row, or cut short, it may be about to be deleted.
-        if found is None or found.size != size or not self._database.has_corpus(sha256):
+        is_whole = found is not None and found.size == size and not self._cache.is_damaged(sha256)
+        # Without a row it may be about to be deleted.
+        if not is_whole or not self._database.has_corpus(sha256):
             self._blobs.put(key, path)
+            self._cache.note_repair(sha256)
         self._database.touch_corpus(sha256, size, time.time())
 
     def _touch(self, sha256: str) -> int | None:
         if not is_hash(sha256) or not self._database.has_corpus(sha256):
+            return None
+        if self._cache.is_damaged(sha256):  # a client sends it again then
             return None
         found = self._blobs.head(corpus_key(sha256))
         if found is None:
