@@ -15,7 +15,7 @@ import grpc
 
 from treadle.model import Keep, Model, TrainConfig
 from treadle.model.atomic_files import remove_leftovers
-from treadle.model.errors import ModelError
+from treadle.model.errors import ConfigError, ModelError
 from treadle.server.errors import StatusError, from_exception
 from treadle.server.failures import BlobsUnavailableError, DatabaseUnavailableError, is_full
 from treadle.server.jobs.job import (
@@ -138,6 +138,46 @@ class Completion:
         except Exception:  # the job is trained to its end once more
             logger.exception("job %s: its finished model cannot be stored", job.id)
         return job.row.is_final
+
+    async def stored_before(self, job: Job) -> bool:
+        """Completes a job whose model another server has stored, but not its end.
+
+        Computed once more, the model would differ in the seconds that it took, and so be stored as
+        another version.
+
+        Returns:
+            Whether the job is final now.
+
+        Raises:
+            DatabaseError: The database failed, or cannot be reached.
+        """
+        if not job.row.claim or not await thread_pools.STORE.run(
+            self._is_stored, await job.whole()
+        ):
+            return False
+        try:
+            await self._complete(job, self._data_dir.jobs.root / job.id / FINAL_FILE)
+            await thread_pools.STORE.run(self._data_dir.jobs.leave, job.id)
+        except (OSError, StatusError):  # the job is trained to its end once more
+            logger.exception("job %s: its stored model cannot be used", job.id)
+        return job.row.is_final
+
+    def _is_stored(self, row: JobRow) -> bool:
+        """Returns whether the version that a job has claimed is there, and its own model."""
+        # What an earlier run of it has left here may be another model.
+        path = self._data_dir.jobs.root / row.id / FINAL_FILE
+        try:
+            files.remove(path)
+            stored = self._data_dir.models.claim_file(
+                row.model, path, row.claim, row.owner, job=row.id, fence=row.fence
+            )
+            record = self._data_dir.models.describe(stored).training
+            config = TrainConfig.from_json(json.loads(row.config))
+        except (OSError, StatusError, ValueError, ConfigError):
+            return False
+        # Somebody else may have stored a file under this number before the job claimed it.
+        is_later = stored.created_s >= (row.started_s or 0.0)
+        return record is not None and record.config == config and is_later
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         match outcome.ending:

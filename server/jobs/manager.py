@@ -226,9 +226,13 @@ class JobManager:
 
     async def _recover(self, job: Job) -> None:
         is_running = job.row.state == JobState.RUNNING
-        # What another server had ready is computed once more, from its last checkpoint.
+        # What another server had ready but not stored is computed once more, from its last
+        # checkpoint.
         is_here = self.replica is None
         if is_running and is_here and await self._completion.completed_before(job):
+            return
+        was_ending = not is_here and (is_running or job.cancelling)
+        if was_ending and await self._completion.stored_before(job):
             return
         if job.cancelling:
             self._begin_cancel(job)

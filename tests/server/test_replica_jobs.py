@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from treadle.model import train
+from treadle.model import Model, train
 from treadle.model.config import NetworkConfig, TrainConfig
 from treadle.server.access.quota_book import QuotaBook
 from treadle.server.access.quotas import Quotas
@@ -741,5 +742,38 @@ def test_a_look_for_disk_space_wakes_nobody_who_follows_a_job(
         await manager.resume_for_space()
         assert not news.is_set()
         await manager.close("the test ended")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_job_makes_one_version_where_its_server_ends_before_it_is_recorded(
+    data_dir: DataDir, model: bytes, tmp_path: Path, is_own: bool
+) -> None:
+    path = tmp_path / "before"
+    path.write_bytes(model)
+    before = Model.load(path)
+    assert before.training is not None
+    before.training = replace(before.training, elapsed_s=before.training.elapsed_s + 1.0)
+    before.save(path)
+    config = before.training.config if is_own else TrainConfig()
+
+    async def run() -> None:
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=True)
+
+        async with servers(data_dir, saves) as (only,):
+            database = data_dir.database
+            job = await only.submit(data_dir)
+            row = database.acquire_job("gone", job, -1.0)
+            assert row is not None
+            version = database.reserve_version(job, "m", fence=row.fence)
+            data_dir.models.claim_file("m", path, version, job=job, fence=row.fence)
+            text = json.dumps(config.to_json())
+            database.update_job(job, state="running", config=text, started_s=1.0)
+            only.jobs.open()
+            events = await only.follow(job)
+            assert events[-1].completed.version == (1 if is_own else 2)
+            assert len(only.workers.given) == (0 if is_own else 1)
 
     asyncio.run(run())
