@@ -17,7 +17,7 @@ from treadle.server.storage.job_files import BEST_FILE, FINAL_FILE, LAST_FILE, S
 
 _LOCK = "lock"
 
-_RESULTS = (STATE_FILE, BEST_FILE, LAST_FILE, FINAL_FILE)
+RESULTS = (STATE_FILE, BEST_FILE, LAST_FILE, FINAL_FILE)
 """What a worker writes, in the order in which it has to leave: a checkpoint before its weights."""
 
 
@@ -47,7 +47,7 @@ class JobScratch:
     def results(self) -> list[tuple[str, str]]:
         """Returns the names of the files that the worker has written, each with its version."""
         found = []
-        for name in _RESULTS:
+        for name in RESULTS:
             with suppress(FileNotFoundError):
                 status = (self.directory / name).stat()
                 version = f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"

@@ -29,6 +29,7 @@ from treadle.server.jobs.executors.file_transfer import (
     OutgoingFile,
 )
 from treadle.server.jobs.executors.job_actor import JobActor
+from treadle.server.jobs.executors.job_scratch import RESULTS
 from treadle.server.jobs.worker_protocol import Message
 from treadle.server.release import RELEASE
 from treadle.server.resources import process_memory, thread_pools
@@ -304,6 +305,9 @@ class RemoteRun:
         """
         try:
             for name, version in await _result(self._actor.results.remote()):
+                if name not in RESULTS:  # it would be a path on this machine
+                    reason = f"sent a file that is no result, {name!r} (on node {self._node})"
+                    raise _OverError(event="died", reason=reason)
                 if self._known.get(name) != version:
                     await self._fetch_file(directory, name, space)
                     self._known[name] = version
