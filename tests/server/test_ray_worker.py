@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import importlib.util
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
 from treadle.server.jobs import executors, worker_protocol
+from treadle.server.jobs.executors import ray_worker
 from treadle.server.jobs.executors.executor import JobNeeds
 from treadle.server.jobs.executors.ray_executor import RayExecutor
 from treadle.server.jobs.executors.ray_worker import RayWorker
@@ -91,6 +95,82 @@ def test_a_worker_that_does_not_get_ready_is_an_error() -> None:
 
     run(work)
     run(broken)
+
+
+def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job would wait for ever for a node."""
+    monkeypatch.setattr(ray_worker, "_SILENT_S", 0.05)
+    monkeypatch.setattr(ray_worker, "_END_S", 0.05)
+    killed: list[str] = []
+    others: list[Bridge] = []
+
+    async def nothing(reason: str) -> None:
+        pass
+
+    class SilentBridge:
+        is_up = True
+
+        async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            ours, theirs = socket.socketpair()
+            others.append(Bridge(*await asyncio.open_connection(sock=theirs)))
+            return await asyncio.open_connection(sock=ours)
+
+        def kill(self) -> None:
+            killed.append("bridge")
+
+    async def work(worker: RayWorker, bridge: Bridge) -> None:
+        assert not await asyncio.wait_for(worker.place(NEEDS, 0, nothing), PATIENCE_S)
+        assert worker.is_bridge_silent
+        executor = RayExecutor("auto", 0)
+        connections: list[Any] = [SilentBridge(), None]
+
+        async def connected() -> Any:
+            if connections[0] is None:
+                raise StopTestError
+            return connections.pop(0)
+
+        monkeypatch.setattr(executor, "_connected", connected)
+        with pytest.raises(StopTestError):
+            await executor.take(NEEDS, nothing)
+        assert killed == ["bridge"]
+        await asyncio.wait(executor._ending, timeout=PATIENCE_S)
+        others[0].close()
+
+    class StopTestError(Exception):
+        pass
+
+    run(work)
+
+
+def test_a_node_names_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A name is a path in the directory of the job."""
+    ray: Any = ModuleType("ray")
+    ray.exceptions = ModuleType("ray.exceptions")
+    ray.exceptions.RayError = type("RayError", (Exception,), {})
+    ray.util = ModuleType("ray.util")
+    modules = {"ray": ray, "ray.exceptions": ray.exceptions, "ray.util": ray.util}
+    name = "treadle.server.jobs.executors.remote_run"
+    for each, module in modules.items():
+        monkeypatch.setitem(sys.modules, each, module)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    remote_run = importlib.import_module(name)
+    del sys.modules[name]  # others may need the one with the real Ray
+    vars(executors).pop("remote_run")
+
+    class Results:
+        @staticmethod
+        async def remote() -> list[tuple[str, str]]:
+            return [("../../other/state.safetensors", "1")]
+
+    async def main() -> None:
+        run = remote_run.RemoteRun({"job": "j"}, None)
+        run._actor = SimpleNamespace(results=Results)
+        with pytest.raises(remote_run._OverError) as caught:
+            await run._fetch_files(tmp_path, None)
+        assert caught.value.message["event"] == "died"
+        assert "'../../other/state.safetensors'" in caught.value.message["reason"]
+
+    asyncio.run(main())
 
 
 def test_a_death_says_whose_fault_it_is() -> None:

@@ -108,6 +108,9 @@ class RayExecutor:
                 self.dismiss(worker)
                 raise
             self.dismiss(worker)
+            if worker.is_bridge_silent:
+                logger.warning("the connection to the Ray cluster hangs: a new one is made")
+                bridge.kill()
 
     def keep(self, taking: asyncio.Task[Worker]) -> None:
         """Gives up a worker that nobody needs any more, and its place in Ray's queue.

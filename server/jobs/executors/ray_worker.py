@@ -23,6 +23,9 @@ _LOOK_S = 0.5
 _END_S = 20.0
 """Seconds that a worker's end may take, its files removed; then nobody waits for it."""
 
+_SILENT_S = 60.0
+"""Seconds for which `ray_bridge`, which says every few seconds why a job waits, may be silent."""
+
 _CONNECTION_LOST = "was lost: the connection to the Ray cluster broke"
 
 
@@ -51,6 +54,8 @@ class RayWorker:
         self.took_too_much = False
         self.starved = False
         self.lost = False
+        self.is_bridge_silent = False
+        """Whether `ray_bridge` said nothing for too long while the worker was to be placed."""
 
     async def place(self, needs: JobNeeds, min_free_bytes: int, on_wait: OnWait) -> bool:
         """Asks for a node and waits until the worker is ready there.
@@ -61,7 +66,7 @@ class RayWorker:
             on_wait: Gets the reason while no node has what the job needs.
 
         Returns:
-            False where the connection broke instead.
+            False where the connection broke instead, or `ray_bridge` was silent for too long.
 
         Raises:
             StatusError: ABORTED: the worker did not get ready.
@@ -73,7 +78,7 @@ class RayWorker:
             memory_bytes=needs.memory_bytes,
             min_free_bytes=min_free_bytes,
         )
-        while (message := await self._next()) is not None:
+        while (message := await self._next(_SILENT_S)) is not None:
             match message["event"]:
                 case "waiting":
                     await on_wait(message["reason"])
@@ -167,13 +172,20 @@ class RayWorker:
         self._is_over = True
         self._writer.close()
 
-    async def _next(self) -> worker_protocol.Message | None:
-        """Returns the next message that is no line of the log; None at the end."""
+    async def _next(self, silent_s: float | None = None) -> worker_protocol.Message | None:
+        """Returns the next message that is no line of the log; None at the end.
+
+        Args:
+            silent_s: Seconds of silence that are the end, too; None: none are.
+        """
         self._listening = True
         try:
             while True:
                 try:
-                    line = await self._reader.readline()
+                    line = await asyncio.wait_for(self._reader.readline(), silent_s)
+                except TimeoutError:
+                    self.is_bridge_silent = True
+                    line = b""
                 except ConnectionError:
                     line = b""
                 self._silent_s = 0.0
