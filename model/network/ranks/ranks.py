@@ -75,7 +75,7 @@ class Ranks:
         """Whether an exchange failed midway, so that nothing can be exchanged any more."""
         self._commanded_at = time.perf_counter()
         self._longest_s = 0.0
-        """The longest time from a command until the other ranks had answered it."""
+        """The longest time from a command until what it computes was exchanged, as in a step."""
 
     @property
     def leads(self) -> bool:
@@ -192,6 +192,8 @@ class Ranks:
         if requests:
             pending = list(requests)
             self._await(lambda: bool(self._mpi.Request.Testall(pending)), _LOST_S)
+            took_s = time.perf_counter() - self._commanded_at
+            self._longest_s = max(self._longest_s, took_s)
 
     def _await(self, is_done: Callable[[], bool], least_s: float) -> None:
         """Waits; rank 0 gives up once another rank is lost, which MPI may not notice.
@@ -209,7 +211,6 @@ class Ranks:
                 f"another process of the run has not answered for {limit_s:,.0f} s: it or its "
                 "machine hangs, or is out of reach"
             )
-        self._longest_s = max(self._longest_s, time.perf_counter() - self._commanded_at)
 
     def is_done(self, requests: Sequence[Any]) -> bool:
         """Returns whether what was begun is done; MPI moves on with it meanwhile."""
