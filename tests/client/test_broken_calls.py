@@ -37,18 +37,18 @@ class TestTrain:
         options: dict[str, Any] = {"max_steps": 2, "hidden_size": 8, "max_wall_time_s": 60}
         request_id = f"broken upload {sent}"
         with cut_upload(real_server, sent) as proxy, Client(proxy.address) as client:
-            run = client.train(CORPUS, model="again", request_id=request_id, **options)
+            run = client.train(CORPUS, model="resent", request_id=request_id, **options)
             run.result()
             assert proxy.connections == 2
-            jobs = [job for job in client.jobs(model="again") if job.spec.request_id == request_id]
+            jobs = [job for job in client.jobs(model="resent") if job.spec.request_id == request_id]
             assert [job.id for job in jobs] == [run.job]
             assert jobs[0].corpus_bytes == len(CORPUS)
 
     def test_without_one_the_error_is_raised(self, real_server: str) -> None:
         with cut_upload(real_server, 300_000) as proxy, Client(proxy.address) as client:
             with pytest.raises(UnavailableError, match="the connection broke"):
-                client.train(CORPUS, model="never", max_steps=2).result()
-            assert not list(client.jobs(model="never"))
+                client.train(CORPUS, model="unsent", max_steps=2).result()
+            assert not list(client.jobs(model="unsent"))
 
     def test_what_is_read_once_is_not_sent_again(self, real_server: str) -> None:
         assert is_repeatable(b"text")
@@ -57,7 +57,7 @@ class TestTrain:
         assert not is_repeatable(iter(["text"]))
         assert not is_repeatable([CorpusFile("text"), CorpusFile(io.BytesIO(b"text"))])
         with cut_upload(real_server, 300_000) as proxy, Client(proxy.address) as client:
-            run = client.train(io.BytesIO(CORPUS), model="never", request_id="once", max_steps=2)
+            run = client.train(io.BytesIO(CORPUS), model="unsent", request_id="once", max_steps=2)
             with pytest.raises(UnavailableError, match="the connection broke"):
                 run.result()
 
