@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.server.storage import files
+from treadle.server.storage.job_state import JobState
 
 if TYPE_CHECKING:
     from treadle.server.storage.files import DiskSpace
@@ -37,6 +38,9 @@ FINAL_FILE = "final.safetensors"
 
 INIT_FILE = "init.safetensors"
 """The model that the job starts from, where it fine-tunes one."""
+
+KEPT_FILES = (LAST_FILE, BEST_FILE, INIT_FILE)
+"""What stays of a job that has its model or is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +206,18 @@ class JobFiles:
     def own_bytes(self, row: JobRow) -> int:
         """Returns the bytes of a job's files that are nowhere else, such as in a stored version.
 
+        What only a run needs does not count once the job has its model or is cancelled: it is
+        removed a moment after that is recorded.
+
         Args:
             row: The job.
         """
+        keeps_all = row.state not in (JobState.SUCCEEDED, JobState.CANCELLED)
         size = 0
         with suppress(OSError), os.scandir(self.root / row.id) as entries:
             for entry in entries:
+                if not keeps_all and entry.name not in KEPT_FILES:
+                    continue
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                     size += status.st_size

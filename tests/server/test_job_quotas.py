@@ -351,6 +351,25 @@ def test_weights_that_a_job_keeps_after_its_end_count(data_dir: DataDir) -> None
     in_place(data_dir, run)
 
 
+@pytest.mark.parametrize("state", ["succeeded", "cancelled"])
+def test_what_the_end_of_a_job_is_about_to_remove_does_not_count(
+    data_dir: DataDir, state: str
+) -> None:
+    """The end is recorded first, and the caller may train again at once."""
+    data_dir.database.add_job(job_row("a0", owner="ann", state=state))
+    data_dir.database.add_job(job_row("a1", owner="ann", state="failed"))
+    files = ["state.safetensors", "state.safetensors.previous", "final.safetensors", "x.tmp"]
+    for job in ("a0", "a1"):
+        for name in (*files, "best.safetensors"):
+            (data_dir.jobs.directory(job) / name).write_bytes(b"x" * 1000)
+
+    async def run(place: Place) -> None:
+        # A failed job keeps its checkpoint.
+        assert (await place.submission.stored_use("ann")).model_bytes == 1000 + 5000
+
+    in_place(data_dir, run)
+
+
 def test_a_new_version_has_to_fit_into_the_quota() -> None:
     use = QuotaBook().of(Caller("ann", Role.TRAINER, quotas=Quotas(model_bytes=1000)))
     use.check_model_bytes(400, 600)
