@@ -105,10 +105,11 @@ test-bounds: $(STAMP) ## Run the kernels' and the model's tests with checked ind
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(BOUNDS)
 
 # Quick tests against the same servers are part of `make test`, where the servers are installed.
-test-shared: $(STAMP) kernels ## Install PostgreSQL and Ray, run the slow tests of shared storage: SHARED=...
+test-shared: $(STAMP) kernels ## Run the slow tests of shared storage, install what they need: SHARED=...
 	tests/services/install.sh
+	tests/services/install_azurite.sh $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
-	$(BIN)/python -m pytest -m shared $(SHARED)
+	$(BIN)/python -m pytest -m 'shared or azure' $(SHARED)
 
 fuzz: $(STAMP) ## Try many odd requests, files, states: MINUTES=10, or FUZZ='state 1000'
 	PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $(FUZZ) $(if $(MINUTES),--minutes $(MINUTES))

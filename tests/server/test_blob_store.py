@@ -31,7 +31,7 @@ class Opened:
         self.file = file
 
 
-@pytest.fixture(params=["directory", "s3", "azure"])
+@pytest.fixture(params=["directory", "s3", pytest.param("azure", marks=pytest.mark.azure)])
 def opened(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Opened:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ _PATIENCE_S = 60.0
 _ACCOUNT = "treadle"
 _VERSION = "2021-08-06"
 CONTAINER = "blobs"
+
+
+def azurite() -> str | None:
+    """Returns the path of azurite's server of blobs; None where it is not installed."""
+    name = "azurite-blob"
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
 class AzureServer:
@@ -82,9 +89,9 @@ class AzureServer:
 @pytest.fixture(scope="session")
 def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
     """A server of Azure Blob Storage; each test takes a prefix of its own."""
-    program = shutil.which("azurite-blob")
+    program = azurite()
     if program is None:
-        pytest.skip("azurite is not installed: npm install --global azurite")
+        pytest.skip("azurite is not installed: make test-shared installs it, where npm is")
     server = AzureServer(tmp_path_factory.mktemp("azure"), program)
     try:
         yield server
