@@ -6,8 +6,11 @@ Starts PostgreSQL and two servers that share it and a folder of blobs, each pinn
 with one thread. 64 streams of 500 tokens go to the first one alone, and then half of them to each,
 in turns. Meanwhile another process asks both for their health every few milliseconds.
 
-The caller needs a processor as well, and whatever else the machine does counts too, so the load
-average stands below. With two processors in all, the caller competes with both replicas.
+The caller needs a processor as well. With two processors in all it competes with both replicas, and
+has a processor for itself while one replica works alone. So everything is measured a second time
+with the caller on the processors of the replicas that it calls: one processor for all against two.
+
+Whatever else the machine does counts too, so the load average stands below.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         with replicas(processors[:_REPLICAS]) as servers:
-            asyncio.run(compare(servers, options))
+            asyncio.run(compare(servers, processors, options))
     except postgresql_server.MissingError as error:
         print(f"replicas: {error}", file=sys.stderr)
         return 1
@@ -100,11 +103,14 @@ def _pinned(processor: int, flags: Sequence[str]) -> Iterator[LocalServer]:
         yield server
 
 
-async def compare(servers: Sequence[LocalServer], options: argparse.Namespace) -> None:
+async def compare(
+    servers: Sequence[LocalServer], processors: Sequence[int], options: argparse.Namespace
+) -> None:
     """Prints the tokens a second of one replica and of all, and how long health checks took.
 
     Args:
         servers: The replicas.
+        processors: Those that the caller may use; the first ones are the replicas'.
         options: How much to measure.
     """
     async with AsyncExitStack() as opened:
@@ -114,15 +120,24 @@ async def compare(servers: Sequence[LocalServer], options: argparse.Namespace) -
         for stub in stubs:
             await load.generate(stub, 200, 0)  # loads the model
         checks = [await _begin_checks(server.address) for server in servers]
-        alone: list[float] = []
-        shared: list[float] = []
+        places = {
+            "anywhere": [processors] * 2,
+            "on the same processors": [processors[:1], processors[: len(stubs)]],
+        }
+        found: dict[str, list[list[float]]] = {place: [[], []] for place in places}
         for _ in range(options.rounds):
-            alone.append(await _speed(stubs[:1], options.streams))
-            shared.append(await _speed(stubs, options.streams))
-        ratio = statistics.median(both / one for one, both in zip(alone, shared, strict=True))
-        print(f"1 replica:  {load.spread(alone)} tokens/s, {options.streams} streams")
-        print(f"{len(stubs)} replicas: {load.spread(shared)} tokens/s, {options.streams} streams")
-        print(f"{len(stubs)} replicas generate {ratio:.2f} times as much")
+            for place, allowed in places.items():
+                for called, speeds, mine in zip(
+                    (stubs[:1], stubs), found[place], allowed, strict=True
+                ):
+                    _use(mine)
+                    speeds.append(await _speed(called, options.streams))
+        _use(processors)
+        for place, (alone, shared) in found.items():
+            ratio = statistics.median(both / one for one, both in zip(alone, shared, strict=True))
+            print(f"{options.streams} streams, the caller {place}:")
+            print(f"  1 replica: {load.spread(alone)} tokens/s")
+            print(f"  {len(stubs)} replicas: {load.spread(shared)} tokens/s, {ratio:.2f}x")
         for number, check in enumerate(checks):
             printed, _ = await check.communicate(b"enough\n")
             times = sorted(json.loads(printed))
@@ -130,6 +145,12 @@ async def compare(servers: Sequence[LocalServer], options: argparse.Namespace) -
                 f"health of replica {number}: p50 {statistics.median(times):.2f} ms, "
                 f"p99 {times[int(0.99 * len(times))]:.2f} ms ({len(times)} checks)"
             )
+
+
+def _use(processors: Sequence[int]) -> None:
+    """Has all threads of this process run on some processors."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), processors)
 
 
 async def _speed(stubs: Sequence[Stub], streams: int) -> float:
