@@ -60,6 +60,7 @@ from treadle.server.resources import thread_pools
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
+from treadle.server.storage.schema import NoSuchJobError
 
 if TYPE_CHECKING:
     from treadle.server.jobs.executors.executor import Executor
@@ -304,8 +305,7 @@ class JobManager:
             StatusError: NOT_FOUND; RESOURCE_EXHAUSTED: it ends, but the disk is too full to
                 record that, and a server that starts before it has ended would continue it.
         """
-        found = await outlast(self._find(job, "cancel"))
-        return await outlast(self._cancel(found)) if isinstance(found, Job) else found
+        return await self._decide(job, "cancel", self._cancel)
 
     @property
     def replica_id(self) -> str:
@@ -330,6 +330,46 @@ class JobManager:
         """Holds a place in the queue while a corpus is uploaded; see `JobQueue.admit`."""
         elsewhere = 0 if backlog is self.queue else backlog.waiting_count
         return self.queue.admit(elsewhere)
+
+    async def _decide(
+        self,
+        job: str,
+        request: str,
+        decide: Callable[[Job], Coroutine[Any, Any, JobRow]],
+        done: str = "",
+    ) -> JobRow:
+        """Decides a request for a job here, or leaves it to the server that has the job.
+
+        Args:
+            job: Its id.
+            request: What is asked of the server that has it.
+            decide: Decides the request for a job of this server; may be called again.
+            done: What a job that is over cannot be any more; empty: the request may come late.
+
+        Returns:
+            The row of the job.
+
+        Raises:
+            StatusError: NOT_FOUND; DATA_LOSS where its row is damaged; as `decide`.
+            DatabaseError: The database failed, or cannot be reached.
+        """
+        for _ in range(_TAKE_TRIES):
+            found = await outlast(self._find(job, request))
+            if not isinstance(found, Job):
+                if done:
+                    check_open(found, done)
+                return found
+            try:
+                return await outlast(decide(found))
+            except LostLeaseError:  # another request had it given back, or it is lost
+                self._lost(found)
+        raise _keeps_moving(job)
+
+    def _lost(self, job: Job) -> None:
+        """Takes leave of a job for which the database has refused a write."""
+        # One that is being given back is no longer here, and its lease is still to be released.
+        if self.replica is not None and self._jobs.get(job.id) is job:
+            self.replica.lose(job)
 
     async def _find(self, job: str, request: str) -> Job | JobRow:
         """Returns a job that is this server's by now, to decide a request for it here.
@@ -359,7 +399,7 @@ class JobManager:
             row = await self.registry.row(job)
             if not row.is_final and row.holder and await self.replica.ask(row, request):
                 return await self.registry.row(job)
-        raise unavailable(f"job {job} changes hands again and again")
+        raise _keeps_moving(job)
 
     async def _cancel(self, job: Job) -> JobRow:
         full = None
@@ -416,11 +456,7 @@ class JobManager:
                 RESOURCE_EXHAUSTED: it pauses, but the disk is too full to record that, and a server
                 that starts before it has paused would continue it.
         """
-        found = await outlast(self._find(job, "pause"))
-        if isinstance(found, Job):
-            return await outlast(self._pause(found))
-        check_open(found, "paused")
-        return found
+        return await self._decide(job, "pause", self._pause, "paused")
 
     async def _pause(self, job: Job) -> JobRow:
         full = None
@@ -456,11 +492,7 @@ class JobManager:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled.
         """
-        found = await outlast(self._find(job, "resume"))
-        if isinstance(found, Job):
-            return await outlast(self._resume(found))
-        check_open(found, "resumed")
-        return found
+        return await self._decide(job, "resume", self._resume, "resumed")
 
     async def _look_for_space(self) -> None:
         """Continues jobs that paused for lack of disk space, as space becomes free."""
@@ -544,26 +576,48 @@ class JobManager:
         Raises:
             StatusError: NOT_FOUND; FAILED_PRECONDITION: it waits or runs.
         """
+        for _ in range(_TAKE_TRIES):
+            try:
+                # Once begun it runs to its end: a cancelled call keeps no lease.
+                await outlast(self._delete_now(job))
+                return
+            except LostLeaseError:  # such as one that has just ended, and is being given back
+                await asyncio.sleep(_TAKE_S)
+        raise _keeps_moving(job)
+
+    async def _delete_now(self, job: str) -> None:
+        """Deletes a job.
+
+        Raises:
+            StatusError: As `delete`.
+            LostLeaseError: The job has changed hands meanwhile, or another server has it.
+        """
         await self._cleared(job)
         live = self.registry.opened(job) or await self._taken_to_delete(job)
-        if live is not None:
+        if live is None:
+            await self._delete(await self.registry.row(job, damaged=True))
+            return
+        try:
             async with self._deciding(live):
-                await outlast(self._delete(live.row))
-        else:
-            await outlast(self._delete(await self.registry.row(job, damaged=True)))
+                await self._delete(live.row)
+        except LostLeaseError:
+            self._lost(live)
+            raise
 
     async def _taken_to_delete(self, job: str) -> Job | None:
-        """Returns a paused job that is this server's by now; None where none needs to be."""
+        """Returns a paused job that is this server's by now; None where none needs to be.
+
+        Raises:
+            LostLeaseError: Another server has it.
+        """
         if self.replica is None:
             return None
-        for _ in range(_TAKE_TRIES):
-            row = await self.registry.row(job, damaged=True)
-            if row.state != JobState.PAUSED or self.registry.fault(row):
-                return None
-            if (taken := await self.replica.take(job)) is not None:
-                return taken
-            await asyncio.sleep(_TAKE_S)
-        raise unavailable(f"job {job} changes hands again and again")
+        row = await self.registry.row(job, damaged=True)
+        if row.state != JobState.PAUSED or self.registry.fault(row):
+            return None
+        if (taken := await self.replica.take(job)) is None:
+            raise LostLeaseError(f"another server has job {job}")
+        return taken
 
     async def _cleared(self, job: str) -> None:
         """Waits until a job whose end is known has removed the files of its run."""
@@ -583,8 +637,8 @@ class JobManager:
         delete = partial(self._database.delete_job, fence=fence)
         try:
             await thread_pools.DATABASE.run(delete, row.id)
-        except LostLeaseError as error:
-            raise unavailable(f"job {row.id} changed hands while it was to be deleted") from error
+        except NoSuchJobError:  # another call has just deleted it
+            raise job_not_found(row.id) from None
         except OSError as error:
             if not is_full(error):
                 raise
@@ -604,6 +658,8 @@ class JobManager:
             async with job.deciding:
                 job.lease.check(job.id)
                 if job.id not in self._jobs and not job.row.is_final:
+                    if job.lease.fence is not None:
+                        raise LostLeaseError(f"job {job.id} is being given back")
                     raise job_not_found(job.id)  # deleted while this one waited
                 yield
         finally:
@@ -683,6 +739,10 @@ class JobManager:
             await self._completion.fail(job, failure)
         except Exception:  # the next server finds it running and continues it
             logger.exception("job %s: its end cannot be recorded", job.id)
+
+
+def _keeps_moving(job: str) -> StatusError:
+    return unavailable(f"job {job} changes hands again and again: call again in a moment")
 
 
 def _blobs(data_dir: DataDir) -> JobBlobs:

@@ -777,3 +777,126 @@ def test_a_job_makes_one_version_where_its_server_ends_before_it_is_recorded(
             assert len(only.workers.given) == (0 if is_own else 1)
 
     asyncio.run(run())
+
+
+def test_a_request_is_decided_although_another_one_has_the_job_given_back_before(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = JobManager._find
+    nested = iter([True])
+
+    async def interrupted(jobs: JobManager, job: str, request: str) -> Any:
+        found = await find(jobs, job, request)
+        if next(nested, False):
+            assert (await jobs.pause(job)).state == "paused"  # which it is, so it ends at once
+        return found
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            await only.jobs.pause(job)
+            monkeypatch.setattr(JobManager, "_find", interrupted)
+            assert (await only.jobs.resume(job)).state == "queued"
+            await until(lambda: not data_dir.database.job(job).holder)  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_a_job_is_deleted_that_is_given_back_meanwhile(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = data_dir.database.delete_job
+    giving_back = iter([True])
+
+    def interrupted(job: str, **named: Any) -> None:
+        if next(giving_back, False):
+            data_dir.database.engine.run("UPDATE jobs SET fence = fence + 1 WHERE id = ?", job)
+        delete(job, **named)
+
+    monkeypatch.setattr(data_dir.database, "delete_job", interrupted)
+
+    async def run() -> None:
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=True)
+
+        async with servers(data_dir, saves, lease_s=PATIENCE_S) as (only,):
+            only.jobs.open()
+            job = await only.submit(data_dir)
+            await only.follow(job)
+            await only.jobs.delete(job)
+            assert data_dir.database.job(job) is None
+
+    asyncio.run(run())
+
+
+def test_a_job_that_is_deleted_twice_at_once_is_not_found(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = data_dir.database
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays, lease_s=PATIENCE_S) as (first, second):
+            job = await first.submit(data_dir)
+            await first.jobs.cancel(job)
+            await until(lambda: not database.job(job).holder)  # type: ignore[union-attr]
+            delete = database.delete_job
+
+            def twice(name: str, **named: Any) -> None:
+                delete(name, **named)
+                delete(name, **named)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(database, "delete_job", twice)
+                with pytest.raises(StatusError) as caught:
+                    await second.jobs.delete(job)
+            assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+            first.jobs.open()
+            job = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            ask = JobRequests.ask
+
+            def late(requests: JobRequests, name: str, fence: int, request: str) -> bool:
+                database.delete_job(name)
+                return ask(requests, name, fence, request)
+
+            monkeypatch.setattr(JobRequests, "ask", late)
+            with pytest.raises(StatusError) as caught:
+                await second.jobs.pause(job)
+            assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+    asyncio.run(run())
+
+
+def test_a_call_that_is_cancelled_while_it_takes_a_job_keeps_no_lease(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            await only.jobs.pause(job)
+            recover = only.jobs._recover
+
+            async def interrupted(taken: Job) -> None:
+                deleting.cancel()
+                await asyncio.sleep(0)
+                await recover(taken)
+
+            assert only.jobs.replica is not None
+            monkeypatch.setattr(only.jobs.replica, "_recover", interrupted)
+            deleting = asyncio.create_task(only.jobs.delete(job))
+            await asyncio.wait([deleting])
+            await until(lambda: not only.jobs.registry.live)
+            row = data_dir.database.job(job)
+            assert row is None or not row.holder
+
+    asyncio.run(run())

@@ -24,6 +24,7 @@ from treadle.server.resources import thread_pools
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_state import JobState
 from treadle.server.storage.lease import Lease
+from treadle.server.storage.schema import NoSuchJobError
 
 if TYPE_CHECKING:
     from treadle.server.jobs.job_blobs import JobBlobs
@@ -177,7 +178,8 @@ class ReplicaJobs:
             request: CANCEL, PAUSE or RESUME.
 
         Returns:
-            Whether the request will be heeded; if not, the job is not that server's any more.
+            Whether the request will be heeded; if not, the job is not that server's any more, or
+            was deleted.
 
         Raises:
             StatusError: FAILED_PRECONDITION: the job is being cancelled.
@@ -186,7 +188,7 @@ class ReplicaJobs:
         ask = self._requests.ask
         try:
             was_left = await thread_pools.DATABASE.run(ask, row.id, row.fence, request)
-        except LostLeaseError:
+        except (LostLeaseError, NoSuchJobError):
             return False
         if not was_left:
             raise precondition(f"job {row.id} is being cancelled and cannot be {request}d")
