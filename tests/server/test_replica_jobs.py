@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -870,6 +871,32 @@ def test_a_job_that_is_deleted_twice_at_once_is_not_found(
             with pytest.raises(StatusError) as caught:
                 await second.jobs.pause(job)
             assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+    asyncio.run(run())
+
+
+def test_a_full_database_leaves_the_files_of_a_job_that_is_to_be_deleted(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are elsewhere, so that it gains no space, and may be another server's by now."""
+    removed: list[str] = []
+
+    def full(job: str, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(data_dir.database, "delete_job", full)
+    monkeypatch.setattr(data_dir.jobs, "remove", removed.append)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            job = await only.submit(data_dir)
+            await only.jobs.pause(job)
+            with pytest.raises(OSError, match="the disk is full"):
+                await only.jobs.delete(job)
+            assert removed == []
 
     asyncio.run(run())
 
