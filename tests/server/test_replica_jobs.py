@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -598,6 +599,7 @@ def test_a_request_is_taken_over_with_a_job_that_is_taken_for_another(
                 assert row is not None
                 assert (row.state, row.request) == (state, "")
                 replica.settle(taken)
+                await until(lambda: not data_dir.database.job(job).holder)  # type: ignore[union-attr]
 
     asyncio.run(run())
 
@@ -925,5 +927,41 @@ def test_a_call_that_is_cancelled_while_it_takes_a_job_keeps_no_lease(
             await until(lambda: not only.jobs.registry.live)
             row = data_dir.database.job(job)
             assert row is None or not row.holder
+
+    asyncio.run(run())
+
+
+def test_a_job_is_given_back_once_and_after_its_files_are_removed(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its files would be removed while this server has the job again."""
+    removing = threading.Event()
+    free = threading.Event()
+
+    def slow(job: str) -> None:
+        removing.set()
+        assert free.wait(PATIENCE_S)
+
+    monkeypatch.setattr(data_dir.jobs, "leave", slow)
+
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            only.jobs.open()
+            name = await only.submit(data_dir)
+            await until(lambda: only.workers.given and only.workers.given[0].sent)
+            job = only.jobs.registry.live[name]
+            await only.jobs.pause(name)
+            await until(removing.is_set)
+            assert only.jobs.replica is not None
+            only.jobs.replica.settle(job)
+            await asyncio.sleep(0.2)
+            row = data_dir.database.job(name)
+            free.set()
+            assert row is not None
+            assert row.holder
+            await until(lambda: not data_dir.database.job(name).holder)  # type: ignore[union-attr]
 
     asyncio.run(run())

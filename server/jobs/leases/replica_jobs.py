@@ -206,9 +206,11 @@ class ReplicaJobs:
         return True
 
     def settle(self, job: Job) -> None:
-        """Gives a job back unless it runs or is about to end here."""
+        """Gives a job back, once, unless it runs or is about to end here."""
         if job.lease.is_lost or self._queue.is_running(job) or self._queue.is_ending(job):
             return
+        if self._jobs.get(job.id) is not job:
+            return  # it is being given back
         if job.requests:
             return  # the last of them comes here when it is decided
         self._forget(job)
