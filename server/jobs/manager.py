@@ -720,10 +720,7 @@ class JobManager:
         except asyncio.CancelledError:
             pass  # the server ends, and the next one continues the job
         except (LostLeaseError, DatabaseUnavailableError) as error:
-            logger.info("job %s continues elsewhere: %s", job.id, error)
-            if self.replica is not None:
-                self.replica.lose(job)
-                await self.replica.blobs.leave(job)
+            await self._let_go(job, error)
         except (OSError, DatabaseError) as error:
             if self.closing.done():  # the next server finds it running and continues it
                 logger.error("job %s: its end cannot be recorded: %s", job.id, error)
@@ -732,12 +729,21 @@ class JobManager:
         except Exception as error:
             await self._give_up(job, error)
 
+    async def _let_go(self, job: Job, error: DatabaseError) -> None:
+        """Takes leave of a job that runs or ends here and is another server's now."""
+        logger.info("job %s continues elsewhere: %s", job.id, error)
+        if self.replica is not None:
+            self.replica.lose(job)
+            await self.replica.blobs.leave(job)
+
     async def _give_up(self, job: Job, error: Exception) -> None:
         """Ends a job that an internal error prevents from continuing; never raises."""
         failure = from_exception(error, f"job {job.id}")
         self.queue.free_slot(job)
         try:
             await self._completion.fail(job, failure)
+        except (LostLeaseError, DatabaseUnavailableError) as lost:
+            await self._let_go(job, lost)
         except Exception:  # the next server finds it running and continues it
             logger.exception("job %s: its end cannot be recorded", job.id)
 

@@ -965,3 +965,33 @@ def test_a_job_is_given_back_once_and_after_its_files_are_removed(
             await until(lambda: not data_dir.database.job(name).holder)  # type: ignore[union-attr]
 
     asyncio.run(run())
+
+
+def test_a_job_that_is_lost_while_it_fails_leaves_no_files(
+    data_dir: DataDir,
+    model: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left: list[str] = []
+    monkeypatch.setattr(data_dir.jobs, "leave", left.append)
+
+    async def run() -> None:
+        def saves() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=True)
+
+        async with servers(data_dir, saves, lease_s=PATIENCE_S) as (only,):
+
+            def broken(*_: object, **named: object) -> None:
+                data_dir.database.engine.run("UPDATE jobs SET fence = fence + 1")
+                raise OSError("the disk failed")
+
+            monkeypatch.setattr(data_dir.models, "claim_file", broken)
+            only.jobs.open()
+            job = await only.submit(data_dir)
+            await until(lambda: left)
+            assert left == [job]
+            assert not only.jobs.registry.live
+
+    asyncio.run(run())
+    assert "cannot be recorded" not in caplog.text
