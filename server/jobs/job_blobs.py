@@ -34,7 +34,9 @@ class JobBlobs:
     def __init__(self, files: JobFiles) -> None:
         self._files = files
         self._here: set[Job] = set()
-        """Jobs whose files are on this machine."""
+        """Jobs of which files may be on this machine."""
+        self._whole: set[Job] = set()
+        """Those of which all files are."""
         self._changed: set[Job] = set()
         """Jobs with a checkpoint that is not uploaded yet."""
         self._uploads: dict[Job, asyncio.Task[None]] = {}
@@ -49,16 +51,17 @@ class JobBlobs:
             DatabaseError: The database failed, or cannot be reached.
             OSError: The disk failed or is full, or a blob is missing or damaged.
         """
-        if job in self._here:
+        if job in self._whole:
             return
         row = await job.whole()
+        self._here.add(job)
         try:
             await thread_pools.BLOBS.run(self._files.fetch, row)
         except BlobsUnavailableError as error:
             self._miss(error)
             raise
         self.is_reached = True
-        self._here.add(job)
+        self._whole.add(job)
 
     def note(self, job: Job) -> None:
         """Begins to upload the checkpoint that a job has just written."""
@@ -82,6 +85,7 @@ class JobBlobs:
         Where the disk fails, they stay until the job comes here again.
         """
         self._changed.discard(job)
+        self._whole.discard(job)
         if job in self._here:
             self._here.discard(job)
             try:

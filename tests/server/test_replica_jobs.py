@@ -995,3 +995,32 @@ def test_a_job_that_is_lost_while_it_fails_leaves_no_files(
 
     asyncio.run(run())
     assert "cannot be recorded" not in caplog.text
+
+
+def test_what_came_of_files_that_do_not_fit_is_removed() -> None:
+    left: list[str] = []
+
+    class Files:
+        def fetch(self, row: object) -> None:
+            raise OSError(errno.ENOSPC, "the disk is full")
+
+        def leave(self, job: str) -> None:
+            left.append(job)
+
+    class WaitingJob:
+        id = "j"
+
+        async def whole(self) -> object:
+            return None
+
+    async def run() -> None:
+        blobs = JobBlobs(cast("Any", Files()))
+        job = cast("Job", WaitingJob())
+        with pytest.raises(OSError, match="the disk is full"):
+            await blobs.bring(job)
+        await blobs.leave(job)
+        assert left == ["j"]
+        await blobs.leave(job)
+        assert left == ["j"]
+
+    asyncio.run(run())
