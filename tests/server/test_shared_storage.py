@@ -480,6 +480,7 @@ def test_weights_are_looked_up_again_that_a_job_has_just_replaced(
     held = first.database.acquire_job("a", "j", 60.0)
     assert held is not None
     fence = held.fence
+    first.jobs.fetch(held)
     directory = first.jobs.directory("j")
     checkpoint = ""
 
@@ -675,6 +676,21 @@ def test_publishing_waits_for_the_store_and_loses_nothing(shared: Setup) -> None
     marker.touch()
     assert [*read_checkpoint(data_dir.jobs.publish("j", row.fence, ""))] == [STATE_FILE]
     assert [*(data_dir.jobs.root.parent / "tmp").iterdir()] == []
+
+
+def test_a_job_that_has_left_publishes_nothing(shared: Setup) -> None:
+    """Its row would name no checkpoint any more."""
+    data_dir = shared.open()
+    data_dir.database.add_job(job_row("j"))
+    row = data_dir.database.acquire_job("a", "j", 60.0)
+    assert row is not None
+    data_dir.jobs.fetch(row)
+    (data_dir.jobs.directory("j") / STATE_FILE).write_bytes(b"1")
+    before = data_dir.jobs.publish("j", row.fence, "")
+    data_dir.jobs.leave("j")
+    with pytest.raises(FileNotFoundError):
+        data_dir.jobs.publish("j", row.fence, before)
+    assert [*data_dir.jobs.root.iterdir()] == []
 
 
 def test_the_sweep_deletes_what_belongs_to_nothing_and_nothing_else(

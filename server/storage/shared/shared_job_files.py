@@ -16,6 +16,7 @@ them: see `orphan_sweep`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import threading
@@ -174,6 +175,7 @@ class SharedJobFiles(JobFiles):
 
         Raises:
             BlobsUnavailableError: The store cannot be reached; `before` holds as it did.
+            FileNotFoundError: The job does not run here any more.
             OSError: The disk failed or is full.
             DatabaseError: `before` cannot be read.
         """
@@ -196,8 +198,9 @@ class SharedJobFiles(JobFiles):
                 self._blobs.put(blob.key, path)
                 found[name] = signature, blob
         with self._lock:
-            if job in self._here:
-                self._here[job] = found
+            if job not in self._here:  # what was found may be a part of its files, or nothing
+                raise FileNotFoundError(errno.ENOENT, "the job has left this machine", job)
+            self._here[job] = found
         return written_checkpoint({name: blob for name, (_, blob) in found.items()})
 
     def forget(self, before: str, after: str) -> None:
@@ -286,7 +289,7 @@ class SharedJobFiles(JobFiles):
     @contextmanager
     def _snapshot(self, job: str) -> Iterator[Path]:
         """Yields a directory with the files of a job, which a process may replace meanwhile."""
-        directory = self.directory(job)
+        directory = self.root / job
         snapshot = self._tmp / f"job-{secrets.token_hex(8)}"
         snapshot.mkdir(mode=0o770)
         try:
