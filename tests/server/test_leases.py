@@ -253,6 +253,15 @@ def test_a_server_that_is_patient_leaves_leases_alone_that_were_not_given_up(
     assert taken(database.acquire_next("r2", LONG_S)).id == "dead"
 
 
+def test_leases_that_are_left_alone_count_for_the_quota_of_their_owner(database: Database) -> None:
+    for number in range(2):
+        database.add_job(job_row(f"ann-{number}", owner="ann"))
+    taken(database.acquire_job("r1", "ann-0", OVER_S))
+    assert database.acquire_next("r2", LONG_S, lambda _: 1, is_patient=True) is None
+    assert taken(database.acquire_next("r2", LONG_S, lambda _: 2, is_patient=True)).id == "ann-1"
+    assert database.acquire_next("r2", LONG_S, lambda _: 1) is None
+
+
 def test_the_holder_of_a_job_is_told_what_others_ask_of_it(database: Database) -> None:
     for name in ("a", "b"):
         database.add_job(job_row(name))

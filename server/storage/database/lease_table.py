@@ -65,6 +65,7 @@ class LeaseTable:
         """
         now = self._engine.now
         free = "holder = ''" if is_patient else f"lease_until_s < {now}"
+        held = "holder != ''" if is_patient else f"lease_until_s >= {now}"
         left_out = f" AND id NOT IN ({', '.join('?' * len(skipped))})" if skipped else ""
         waits = f"{_TO_RUN} AND {free}{left_out}"
         # Most looks find nothing, and need not wait for each other.
@@ -77,7 +78,7 @@ class LeaseTable:
                 "(PARTITION BY owner ORDER BY queued_s, id) AS place FROM jobs "
                 f"WHERE {waits}), "
                 "held AS (SELECT owner, COUNT(*) AS running FROM jobs "
-                f"WHERE {_TO_RUN} AND lease_until_s >= {now} GROUP BY owner) "
+                f"WHERE {_TO_RUN} AND {held} GROUP BY owner) "
                 "SELECT waiting.id, waiting.owner, COALESCE(held.running, 0) AS others "
                 "FROM waiting LEFT JOIN held ON held.owner = waiting.owner WHERE place = 1 "
                 "ORDER BY others, waiting.queued_s, waiting.id",
