@@ -162,5 +162,6 @@ class ScoreStream:
             inference_precision=precision_number(precision),
         )
         if self._returns_state:
+            yield from self._resolved.model.trained.hash_in_steps()
             result.state = self._states.write(self._resolved.model, scorer.state)
         self.reply = pb.ScoreStreamResponse(result=result)

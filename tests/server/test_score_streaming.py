@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from treadle.model.enums import InferencePrecision
+from treadle.model.network import trained_network
 from treadle.model.scoring.scores import Details
 from treadle.server.errors import StatusError
 from treadle.server.inference.model_cache import ResolvedModel
@@ -57,6 +58,18 @@ def test_a_piece_without_tokens_is_answered_all_the_same() -> None:
     list(stream.begin())
     list(stream.feed(StreamPiece.of(pb.TextPiece())))
     assert stream.reply.WhichOneof("event") == "piece"
+
+
+def test_the_weights_are_hashed_in_short_steps_for_a_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = tiny_model().trained
+    monkeypatch.setattr(trained_network, "_HASHED_BYTES", 256)
+    monkeypatch.setattr(trained, "_hash", [])
+    stream = stream_of(return_state=True)
+    list(stream.begin())
+    assert len(list(stream.finish())) >= -(-trained.parameters.flat.nbytes // 256)
+    assert stream.reply.result.state
 
 
 def test_a_context_is_read_once_for_all_texts_of_a_call() -> None:
