@@ -533,6 +533,26 @@ def test_no_alias_leads_to_a_version_that_another_server_deletes(
     assert first.database.aliases("m") == {}
 
 
+def test_a_version_stays_that_another_server_has_just_given_an_alias(
+    shared: Setup, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shared.open("a")
+    second = shared.open("b")
+    put(first, "m", trained)
+    check = first.models._check_unnamed
+
+    def late(name: str, gone: list[int]) -> None:
+        check(name, gone)
+        second.models.set_alias("m", "live", 1)
+
+    monkeypatch.setattr(first.models, "_check_unnamed", late)
+    with pytest.raises(StatusError, match="alias live points to version 1"):
+        first.models.delete("m", 1)
+    assert second.models.find("m@live").version == 1
+    first.models.delete("m", 1, force=True)
+    assert first.database.aliases("m") == {}
+
+
 def test_a_damaged_corpus_is_repaired_by_another_upload(shared: Setup) -> None:
     first = shared.open("a")
     second = shared.open("b")

@@ -139,10 +139,25 @@ class VersionTable:
         )
         return int(count)
 
-    def delete_versions(self, model: str, versions: Sequence[int]) -> None:
-        """Deletes versions of a model with their aliases; their numbers stay taken."""
+    def delete_versions(
+        self, model: str, versions: Sequence[int], *, unnamed: bool = False
+    ) -> bool:
+        """Deletes versions of a model with their aliases; their numbers stay taken.
+
+        Args:
+            model: The name of the model.
+            versions: The versions.
+            unnamed: Whether to delete none of them where an alias leads to one.
+
+        Returns:
+            Whether they were deleted.
+        """
         # One at a time, so that no other server sets an alias to one of them meanwhile.
         with self._engine.transaction(f"model {model}") as transaction:
+            if unnamed:
+                rows = transaction.rows("SELECT version FROM aliases WHERE model = ?", model)
+                if {version for (version,) in rows} & {*versions}:
+                    return False
             for version in versions:
                 transaction.run(
                     "DELETE FROM aliases WHERE model = ? AND version = ?", model, version
@@ -153,6 +168,7 @@ class VersionTable:
                     *(b"", model, version),
                 )
             transaction.notify(Change(ChangeKind.MODEL, model))
+        return True
 
     def set_version_owner(
         self,

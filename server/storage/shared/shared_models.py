@@ -240,7 +240,8 @@ class SharedModelStore(ModelStore):
                 raise not_found(name, version or 0)
             if not force:
                 self._check_unnamed(name, [*gone])
-            self._database.delete_versions(name, [*gone])
+            while not self._database.delete_versions(name, [*gone], unnamed=not force):
+                self._check_unnamed(name, [*gone])  # another server has just set an alias
             self.memory.forget(name)
             self._forget_records(name, [*gone])
         try:
