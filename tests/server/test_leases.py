@@ -276,6 +276,15 @@ def test_the_holder_of_a_job_is_told_what_others_ask_of_it(database: Database) -
     assert database.requests("r1") == []
 
 
+def test_requests_are_found_that_their_servers_do_not_live_to_heed(database: Database) -> None:
+    for name, state in {"gone": "running", "here": "running", "over": "failed"}.items():
+        database.add_job(job_row(name, state=state, request="cancel"))
+    taken(database.acquire_job("r1", "gone", OVER_S))
+    taken(database.acquire_job("r2", "here", LONG_S))
+    database.add_job(job_row("quiet"))
+    assert database.left_requests() == ["gone"]
+
+
 def test_the_backlog_is_what_is_not_over_in_the_order_of_the_queue(database: Database) -> None:
     for number, state in enumerate(("running", "succeeded", "queued", "paused")):
         database.add_job(

@@ -336,6 +336,29 @@ def test_a_request_that_its_server_does_not_live_to_heed_is_heeded_by_the_next(
     asyncio.run(run())
 
 
+def test_a_request_to_a_server_that_is_gone_is_heeded_where_no_slot_is_free(
+    data_dir: DataDir, model: bytes
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, progress(1), saves=False)
+
+        async with servers(data_dir, stays, stays) as (first, second):
+            first.jobs.open()
+            cancelled = await first.submit(data_dir)
+            await until(lambda: first.workers.given)
+            assert first.jobs.replica is not None
+            await first.jobs.replica.keeper.stop()
+            data_dir.database.update_job(cancelled, request="cancel")
+            with pytest.raises(StatusError) as caught:
+                await second.follow(cancelled)
+            assert caught.value.code is grpc.StatusCode.CANCELLED
+            assert not second.workers.given
+            await until(lambda: not data_dir.database.job(cancelled).holder)  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
 def test_a_server_that_closes_gives_its_jobs_to_the_others(data_dir: DataDir, model: bytes) -> None:
     async def run() -> None:
         def stays() -> ScriptedWorker:

@@ -149,6 +149,17 @@ class LeaseKeeper:
             metrics.LEASES_ACQUIRED.inc()
         return row
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether leases that have run out are left to their holders for now."""
+        reached_s = time.monotonic() - self._reached_since
+        # It may be the next call that reaches the database again.
+        return not self.is_reached or reached_s < self.replica.lease_s
+
+    def is_shelved(self, job: str) -> bool:
+        """Returns whether a job is one that nobody can run."""
+        return job in self._shelved
+
     def shelve(self, job: str) -> None:
         """Leaves a job that nobody can run where it is; its lease runs out by itself."""
         self._shelved.add(job)
@@ -226,14 +237,11 @@ class LeaseKeeper:
     async def _acquire(self) -> None:
         """Takes jobs while there are slots."""
         while self._free_slots() > 0:
-            reached_s = time.monotonic() - self._reached_since
-            # It may be this very call that reaches the database again.
-            patient = not self.is_reached or reached_s < self.replica.lease_s
             row = await self.call(
                 self._database.acquire_next,
                 *(self.replica.id, self.replica.lease_s, self._running_quota),
                 skipped=[*self._shelved, *self._jobs],
-                is_patient=patient,
+                is_patient=self.is_patient,
             )
             if row is None:
                 return

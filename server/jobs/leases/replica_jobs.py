@@ -92,6 +92,8 @@ class ReplicaJobs:
         """Jobs that are being given back."""
         self._answering: dict[str, asyncio.Task[None]] = {}
         """Jobs for which a request of another server is being decided."""
+        self._look_at = 0.0
+        """When to look for requests to servers that are gone, by `time.monotonic`."""
         self.waiting_count = 0
         """Jobs of all servers that waited when they were last counted, each second."""
         self._space_tries: dict[str, tuple[int, float]] = {}
@@ -330,6 +332,12 @@ class ReplicaJobs:
         """Begins to do what other servers ask for of the jobs here."""
         count = self._database.count_jobs
         self.waiting_count = await self.keeper.call(count, [JobState.QUEUED])
+        if time.monotonic() >= self._look_at and not self.keeper.is_patient:
+            self._look_at = time.monotonic() + self.keeper.replica.lease_s
+            for name in await self.keeper.call(self._database.left_requests):
+                is_busy = name in self._jobs or name in self._answering
+                if not is_busy and not self.keeper.is_shelved(name):
+                    self._answering[name] = asyncio.create_task(self._take_up(name))
         if not self._jobs:
             return
         asked = await self.keeper.call(self._database.requests, self.keeper.replica.id)
@@ -337,6 +345,19 @@ class ReplicaJobs:
             job = self._jobs.get(name)
             if job is not None and name not in self._answering:
                 self._answering[name] = asyncio.create_task(self._do(job, request))
+
+    async def _take_up(self, name: str) -> None:
+        """Has a job heed a request that its server has not lived to heed."""
+        try:
+            job = await self.take(name)  # which takes over the request
+            if job is not None:
+                self.settle(job)
+        except DatabaseError as error:
+            logger.info("job %s: a request is not heeded yet: %s", name, error)
+        except Exception:
+            logger.exception("job %s: a request could not be heeded", name)
+        finally:
+            del self._answering[name]
 
     async def _do(self, job: Job, request: str) -> None:
         set_request_id(job.row.call_id, job.row.owner)

@@ -64,6 +64,7 @@ class Database:
         self.renew = leases.renew
         self.release = leases.release
         self.requests = leases.requests
+        self.left_requests = leases.left_requests
         self.backlog = leases.backlog
         self.take_duty = leases.take_duty
 

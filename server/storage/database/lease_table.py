@@ -156,6 +156,14 @@ class LeaseTable:
             replica,
         )
 
+    def left_requests(self) -> list[str]:
+        """Returns the ids of jobs with a request that no server has a lease to heed."""
+        rows = self._engine.rows(
+            f"SELECT id FROM jobs WHERE request != '' AND lease_until_s < {self._engine.now} "
+            f"AND state IN ({_UNFINISHED}) ORDER BY queued_s, id"
+        )
+        return [job for (job,) in rows]
+
     def backlog(self) -> list[BacklogRow]:
         """Returns every job that is not over in brief, the one queued first before the others."""
         rows = self._engine.rows(
