@@ -250,16 +250,12 @@ class JobRunner:
 
     async def _take(self, job: Job) -> Worker | None:
         """Returns a process for a job, which may take seconds; None once the job needs none."""
+        nodes = await _nodes(job)
+        job.lease.check(job.id)
         without = self._no_process_needed[job] = asyncio.Event()
         if job.leaving or self._leaving:
             without.set()
-        needs = JobNeeds(
-            job.id,
-            job.row.fence,
-            self._threads,
-            self._limits.max_run_bytes,
-            await _nodes(job),
-        )
+        needs = JobNeeds(job.id, job.row.fence, self._threads, self._limits.max_run_bytes, nodes)
         taking = asyncio.create_task(self._workers.take(needs, partial(self._waits, job)))
         waiting = asyncio.create_task(without.wait())
         try:

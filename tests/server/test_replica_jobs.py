@@ -1047,3 +1047,29 @@ def test_what_came_of_files_that_do_not_fit_is_removed() -> None:
         assert left == ["j"]
 
     asyncio.run(run())
+
+
+def test_a_job_that_is_lost_before_its_process_starts_leaves_nothing_behind(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            lost: list[Job] = []
+
+            async def lose(job: Job) -> int:
+                assert only.jobs.replica is not None
+                only.jobs.replica.lose(job)
+                lost.append(job)
+                return len(lost)
+
+            monkeypatch.setattr("treadle.server.jobs.runner._nodes", lose)
+            only.jobs.open()
+            await only.submit(data_dir)
+            await until(lambda: lost and not only.jobs.queue.tasks())
+            assert only.workers.given == []
+            assert only.jobs._runner._no_process_needed == {}
+
+    asyncio.run(run())
