@@ -142,7 +142,7 @@ class App:
             self._workers,
             limits.job_limits(config),
             limits.run_limits(config, training_bytes),
-            hold_reason=lambda: self._warmup.reason(KernelGroup.TRAINING),
+            hold_reason=self._hold_reason,
             quotas=quotas,
             replica=None if self._sharing is None else self._sharing.replica,
         )
@@ -354,6 +354,10 @@ class App:
         self._tasks.append(asyncio.create_task(finishing))
         return address
 
+    def _hold_reason(self) -> str:
+        """Returns why no job runs here yet; empty where they do, or run on other servers alone."""
+        return self._warmup.reason(KernelGroup.TRAINING) if self._config.training_slots else ""
+
     def _begin_jobs(self, group: KernelGroup) -> None:
         """Runs jobs, once the kernels of training are ready."""
         if group is KernelGroup.TRAINING:
@@ -560,6 +564,8 @@ def _http_server(
 
 def _executor(config: ServerConfig) -> Executor:
     """Returns what runs the processes of jobs."""
+    if not config.training_slots:  # no process stands by, and no cluster is asked for
+        return WorkerPool(0)
     if config.executor == "ray":
         from treadle.server.jobs.executors.ray_executor import RayExecutor
 

@@ -171,8 +171,10 @@ class ServerConfig:
     threads: int = field(default_factory=available_cpus, metadata=_range(1, _THREADS))
     """Threads that running training jobs share, and as many again for inference. The default is the
     number of processors that this process may use."""
-    training_slots: int = field(default=1, metadata=_range(1, _THREADS))
-    """Training jobs that may run at once and share the threads; other jobs wait."""
+    training_slots: int = field(default=1, metadata=_range(0, _THREADS))
+    """Training jobs that may run at once and share the threads; other jobs wait. 0 runs none: a
+    server that shares database_url takes jobs and leaves them to the others, and one that does not
+    refuses to train."""
     training_queue_limit: int = field(default=1000, metadata=_range(0, _COUNT))
     """Training jobs that may wait for a slot, on disk; more are refused."""
     upload_limit: int = field(default=16, metadata=_range(1, _COUNT))
@@ -200,8 +202,8 @@ class ServerConfig:
     start."""
     max_training_bytes: int = field(default=0, metadata=_range(0, _BYTES))
     """Bytes of memory that one training job may take, with its corpus. 0 stands for 80 % of the
-    memory at start less memory_budget, divided by training_slots; on other machines (executor), for
-    all that they have."""
+    memory at start less memory_budget, divided by training_slots; on other machines (executor, or
+    training_slots=0), for all that they have."""
     max_training_s: float = field(default=86_400.0, metadata=_range(0, _SECONDS))
     """Seconds of running after which a training job is stopped and its model stored; 0 never stops
     one."""
@@ -394,8 +396,8 @@ class ServerConfig:
         """Returns the bytes of memory that one job may take; None: all there is."""
         if self.max_training_bytes:
             return self.max_training_bytes
-        if self.executor != "local":  # nobody knows where a job will run
-            return None
+        if self.executor != "local" or not self.training_slots:
+            return None  # nobody knows where a job will run
         memory = available_memory()
         if memory is None:
             return None

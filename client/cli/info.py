@@ -83,16 +83,19 @@ def _load(info: GetServerInfoResponse) -> list[tuple[str, str]]:
     from treadle.v1.sequence_pb2 import CALLER_ROLE_ADMIN
 
     memory = size_text(info.memory_budget_bytes)
+    none = "none on this server"
     if info.HasField("caller") and info.caller.role != CALLER_ROLE_ADMIN:
+        slots = f"up to {info.training_slots}" if info.training_slots else none
         return [
-            ("training", f"up to {info.training_slots}, {info.training_queue_limit} waiting"),
+            ("training", f"{slots}, {info.training_queue_limit} waiting"),
             ("inference", f"up to {info.inference_limit}"),
             ("streams", f"up to {info.score_stream_limit}"),
             ("sessions", f"up to {info.session_limit}"),
             ("learners", f"up to {info.learning_limit}"),
             ("memory", f"up to {memory}"),
         ]
-    training = f"{info.training_running} of {info.training_slots} running"
+    running = f"{info.training_running} of {info.training_slots} running"
+    training = running if info.training_slots else none
     queue = f"{info.training_queued} of {info.training_queue_limit} waiting"
     used = f"{size_text(info.memory_used_bytes)} of {memory}"
     return [

@@ -33,7 +33,7 @@ class JobLimits:
     """How many jobs there may be."""
 
     slots: int
-    """Jobs that may run at once."""
+    """Jobs that may run at once; 0: this server runs none."""
     queue: int
     """Jobs that may wait, those still uploading included."""
     uploads: int

@@ -224,6 +224,8 @@ class JobManager:
                 )
             self._leave(job)
         set_request_id("")
+        if (count := len(self.queue.waiting)) and not self._slots:
+            logger.warning("%d jobs wait, and --training-slots 0 runs none of them", count)
 
     async def _recover(self, job: Job) -> None:
         is_running = job.row.state == JobState.RUNNING
@@ -256,7 +258,8 @@ class JobManager:
 
     def open(self) -> None:
         """Begins to run jobs."""
-        self._looking = asyncio.create_task(self._look_for_space())
+        if self._slots:  # otherwise jobs need the space of another server's disk
+            self._looking = asyncio.create_task(self._look_for_space())
         self.queue.open()
 
     async def close(self, reason: str) -> None:
@@ -370,6 +373,17 @@ class JobManager:
         # One that is being given back is no longer here, and its lease is still to be released.
         if self.replica is not None and self._jobs.get(job.id) is job:
             self.replica.lose(job)
+
+    def check_trains(self) -> None:
+        """Checks that jobs may run, here or on a server that shares the database.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION: nobody runs them.
+        """
+        if not self._slots and self.replica is None:
+            raise precondition(
+                "this server trains nothing: have it started with --training-slots 1 or more"
+            )
 
     async def _find(self, job: str, request: str) -> Job | JobRow:
         """Returns a job that is this server's by now, to decide a request for it here.
@@ -490,7 +504,8 @@ class JobManager:
             The row of the job.
 
         Raises:
-            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled.
+            StatusError: NOT_FOUND; FAILED_PRECONDITION: it is final, or being cancelled, or nobody
+                runs jobs.
         """
         return await self._decide(job, "resume", self._resume, "resumed")
 
@@ -561,6 +576,7 @@ class JobManager:
             if job.cancelling:
                 raise precondition(f"job {job.id} is being cancelled and cannot be resumed")
             if job.row.state == JobState.PAUSED:
+                self.check_trains()
                 await self._queue_again(job, "resumed")
             elif job.pausing:
                 await job.change(reason="resumed")

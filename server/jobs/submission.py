@@ -114,6 +114,7 @@ class Submission:
                 idempotency.check_corpus(earlier, again)
             audit_change(job=earlier.id)
             return earlier.id
+        self._jobs.check_trains()
         spec = pb.TrainSpec()
         spec.CopyFrom(asked)
         if spec.nodes > 1 and not self._has_nodes:

@@ -615,6 +615,7 @@ class TestServer:
         assert "sessions       3 of 512\n" in text
         assert "streams        2 of 6\n" in text
         assert "learners       1 of 4\n" in text
+        assert "training       none on this server, 0 of 0 waiting\n" in text
         assert "memory         7 MB of 2 GB\n" in text
         assert "models loaded  2, 5 MB\n" in text
         assert objects(out(server.address, "info", "--json"))[0]["threads"] == 2
@@ -636,6 +637,7 @@ class TestServer:
         )
         lines = [re.sub(r"  +", ": ", each) for each in out(server.address, "info").splitlines()]
         assert "sessions: up to 512" in lines
+        assert "training: none on this server, 0 waiting" in lines
         start = lines.index("caller: ann")
         assert lines[start:] == [
             "caller: ann",

@@ -262,6 +262,8 @@ def test_runs_share_four_fifths_of_the_memory_unless_told_otherwise(
     assert ServerConfig(memory_budget=200).training_bytes() == 800
     assert ServerConfig(memory_budget=5000).training_bytes() == 192  # 80 % of a fifth
     assert ServerConfig(training_slots=2, max_training_bytes=900).training_bytes() == 900
+    assert ServerConfig(training_slots=0).training_bytes() is None  # jobs run on other servers
+    assert ServerConfig(training_slots=0, max_training_bytes=900).training_bytes() == 900
     monkeypatch.setattr("treadle.server.config.available_memory", lambda: None)
     assert ServerConfig().memory_budget_bytes() == 1 << 30
     assert ServerConfig().training_bytes() is None

@@ -5113,7 +5113,9 @@ class GetServerInfoResponse(_message.Message):
     uptime_s: _builtins.float
     """Seconds since the start of the server."""
     training_slots: _builtins.int
-    """Training jobs that may run at once."""
+    """Training jobs that may run at once. 0: this server runs none, and leaves
+    them to others that share its database, if any.
+    """
     training_running: _builtins.int
     """Training jobs that run now."""
     training_queued: _builtins.int

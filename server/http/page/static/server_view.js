@@ -50,7 +50,7 @@ function draw(body, info, uptime) {
       ["Precision", precisionWord(info.inferencePrecision) || "–"],
     ]),
     section("In use", [
-      ["Training jobs", of(info.trainingRunning, info.trainingSlots)],
+      ["Training jobs", info.trainingSlots ? of(info.trainingRunning, info.trainingSlots) : "none on this server"],
       ["Queue", of(info.trainingQueued, info.trainingQueueLimit)],
       ["Calls", of(info.inferenceRunning, info.inferenceLimit)],
       ["Texts in work", of(info.sessionsRunning, info.sessionLimit)],
