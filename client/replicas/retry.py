@@ -19,12 +19,15 @@ half at random, so that clients whose server has gone do not come to the next on
 
 
 class Retry:
-    """The attempts to continue a transfer, a training run or a generation.
+    """The attempts to make a call, or to continue a transfer, a training run or a generation.
 
     Args:
         retry_s: How long to try without success, in seconds; 0 never tries again.
         on_break: Called with the error of a broken connection, once before the attempts.
         timeout_s: The longest that all calls together may take, in seconds; None: no limit.
+        heeds_full: Whether a server that is full and says when to come again is asked again even
+            if no connection has broken before.
+        stopped: Ends the wait, and all later ones, once it is set. Default: `stop` alone does.
     """
 
     def __init__(
@@ -32,6 +35,9 @@ class Retry:
         retry_s: float,
         on_break: Callable[[ServerError], None],
         timeout_s: float | None = None,
+        *,
+        heeds_full: bool = False,
+        stopped: threading.Event | None = None,
     ) -> None:
         self._retry_s = retry_s
         self.on_break = on_break
@@ -39,7 +45,8 @@ class Retry:
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._end: float | None = None
         self._pause = FIRST_PAUSE_S
-        self._stopped = threading.Event()
+        self._heeds_full = heeds_full
+        self._stopped = stopped or threading.Event()
 
     @property
     def left_s(self) -> float | None:
@@ -75,8 +82,8 @@ class Retry:
         Raises:
             ServerError: The error, if the connection did not break or the time is over.
         """
-        retries = self.is_retrying
-        if not (error.broken or (retries and error.retry_delay_s is not None)):
+        delay = error.retry_delay_s if self.is_retrying or self._heeds_full else None
+        if not error.broken and delay is None:
             raise error
         now = time.monotonic()
         if self._end is None:
@@ -85,8 +92,8 @@ class Retry:
                 self.on_break(error)
         left = self._end - now
         pause = self._pause * random.uniform(0.5, 1.0)
-        if retries and error.retry_delay_s is not None:
-            pause = max(pause, min(error.retry_delay_s, LAST_PAUSE_S))
+        if delay is not None:
+            pause = max(pause, min(delay, LAST_PAUSE_S))
         if left <= 0 or (self._deadline is not None and self._deadline - now <= pause):
             raise error
         self._pause = min(2 * self._pause, LAST_PAUSE_S)

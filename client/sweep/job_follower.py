@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from treadle.client.errors import NotFoundError, ServerError, UnavailableError
+from treadle.client.errors import NotFoundError, ServerError
+from treadle.client.replicas.retry import FIRST_PAUSE_S, Retry, ignore
 from treadle.v1.sequence_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_FAILED,
@@ -25,10 +25,6 @@ _FINAL = (JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED)
 
 _AGAIN_S = 1.0
 """Seconds before a job that sends no events, such as a paused one, is looked at again."""
-
-_FIRST_PAUSE_S = 0.1
-_LAST_PAUSE_S = 5.0
-"""The pause between two tries doubles from first to last, in seconds."""
 
 _TRIES = 20
 """How often the last events of a job are asked for, which a server with a damaged disk may lack."""
@@ -110,7 +106,7 @@ class JobFollower:
     def patiently(
         self,
         call: Callable[[], Result],
-        on_break: Callable[[ServerError], None] | None = None,
+        on_break: Callable[[ServerError], None] = ignore,
         *,
         unless: tuple[type[ServerError], ...] = (),
     ) -> Result:
@@ -127,25 +123,13 @@ class JobFollower:
         Raises:
             ServerError: It failed, or the server could not be reached, or was full, for too long.
         """
-        end: float | None = None
-        pause = _FIRST_PAUSE_S
+        retry = Retry(self._reconnect_s, on_break, heeds_full=True, stopped=self._closing)
         while True:
             try:
                 return call()
             except ServerError as error:
-                delay = error.retry_delay_s
-                is_passing = error.broken or isinstance(error, UnavailableError)
-                if isinstance(error, unless) or not (is_passing or delay is not None):
+                if isinstance(error, unless) or not retry.wait(error):
                     raise
-                now = time.monotonic()
-                if end is None:
-                    end = now + self._reconnect_s
-                    if on_break is not None and self._reconnect_s > 0:
-                        on_break(error)
-                wait = pause if delay is None else min(max(delay, _FIRST_PAUSE_S), _LAST_PAUSE_S)
-                if now >= end or self._closing.wait(min(wait, end - now)):
-                    raise
-                pause = min(2 * pause, _LAST_PAUSE_S)
 
     def _follow(self, trial: int, job: str) -> None:
         """Puts every event of a job into the queue once, and at last the job itself."""
@@ -181,7 +165,7 @@ class JobFollower:
                 self.updates.put(Update(trial, job, found))
                 return
             else:
-                self._closing.wait(_FIRST_PAUSE_S)
+                self._closing.wait(FIRST_PAUSE_S)
 
     def _watch(self, trial: int, job: str, after: int) -> int:
         """Reads the events of a job until the call ends; returns the number of the last one."""
