@@ -79,6 +79,8 @@ class JobFollower:
         self._client = client
         self._reconnect_s = reconnect_s
         self._closing = threading.Event()
+        self._has_answered = False
+        """Whether the server has answered a call."""
         self._readers = ThreadPoolExecutor(_READERS, "sweep-reader")
         self.updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         """What was learned, in the order in which it arrived."""
@@ -112,6 +114,8 @@ class JobFollower:
     ) -> Result:
         """Makes a call, and again while the server cannot be reached or says to come again.
 
+        Nothing waits for a server that was not there in the beginning.
+
         Args:
             call: Makes the call; making it twice must do no harm.
             on_break: Called once with the error of a broken connection, or of a full server.
@@ -126,10 +130,14 @@ class JobFollower:
         retry = Retry(self._reconnect_s, on_break, heeds_full=True, stopped=self._closing)
         while True:
             try:
-                return call()
+                result = call()
             except ServerError as error:
-                if isinstance(error, unless) or not retry.wait(error):
+                is_absent = error.unsent and not self._has_answered
+                if is_absent or isinstance(error, unless) or not retry.wait(error):
                     raise
+            else:
+                self._has_answered = True
+                return result
 
     def _follow(self, trial: int, job: str) -> None:
         """Puts every event of a job into the queue once, and at last the job itself."""

@@ -350,6 +350,21 @@ def test_a_server_that_is_full_for_a_moment_changes_nothing(tmp_path: Path) -> N
     assert len(sweep.trials) == 2
 
 
+def test_a_server_that_is_not_there_in_the_beginning_is_not_waited_for(tmp_path: Path) -> None:
+    server = FakeSweepServer(losses)
+    absent = UnavailableError("nothing listens", code="UNAVAILABLE", broken=True, unsent=True)
+    calls = itertools.count(1)
+
+    def nowhere() -> v1.GetServerInfoResponse:
+        next(calls)
+        raise absent
+
+    server.server_info = nowhere  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError, match="nothing listens"):
+        Sweep(server, sweep_spec(tmp_path), reconnect_s=0.3).result()
+    assert next(calls) == 2
+
+
 def test_an_error_of_the_server_ends_the_sweep(tmp_path: Path) -> None:
     server = FakeSweepServer(losses)
     server.refuse = lambda options: InternalError("out of order", code="INTERNAL")
