@@ -27,7 +27,8 @@ _AGAIN_S = 1.0
 """Seconds before a job that sends no events, such as a paused one, is looked at again."""
 
 _TRIES = 20
-"""How often the last events of a job are asked for, which a server with a damaged disk may lack."""
+"""How often the last events of a job that has ended are read, which a server with a damaged disk
+may lack."""
 
 _MISSING_TRIES = 3
 """How often a server has to say that there is no such job, one second after the other."""
@@ -127,7 +128,7 @@ class JobFollower:
         Raises:
             ServerError: It failed, or the server could not be reached, or was full, for too long.
         """
-        retry = Retry(self._reconnect_s, on_break, heeds_full=True, stopped=self._closing)
+        retry = self._new_retry(on_break)
         while True:
             try:
                 result = call()
@@ -139,45 +140,67 @@ class JobFollower:
                 self._has_answered = True
                 return result
 
+    def _new_retry(self, on_break: Callable[[ServerError], None]) -> Retry:
+        return Retry(self._reconnect_s, on_break, heeds_full=True, stopped=self._closing)
+
     def _follow(self, trial: int, job: str) -> None:
-        """Puts every event of a job into the queue once, and at last the job itself."""
+        """Puts what happens to a job into the queue, at last why it is followed no more."""
+        try:
+            self._read(trial, job)
+        except Exception as error:  # also what gRPC raises where the client is closed
+            self.updates.put(Update(trial, job, error))
+
+    def _read(self, trial: int, job: str) -> None:
+        """Puts every event of a job into the queue once, and at last the job itself.
+
+        Raises:
+            NotFoundError: There is no such job.
+            ServerError: The server could not be reached, or was full, for too long.
+        """
+
+        def say_break(error: ServerError) -> None:
+            self.updates.put(Update(trial, job, Break(error)))
+
         after = 0
         tries = 0
         missing = 0
+        retry = self._new_retry(say_break)
         while not self._closing.is_set():
             before = after
             try:
-                after = self._watch(trial, job, before)
-                found = self.patiently(
-                    lambda: self._client.get_job(job),
-                    lambda error: self.updates.put(Update(trial, job, Break(error))),
-                )
-                missing = 0
-            except NotFoundError as error:
+                after, refusal = self._watch(trial, job, before)
+                found = self.patiently(lambda: self._client.get_job(job), say_break)
+            except NotFoundError:
                 # Of several servers one may not know yet what another one has accepted.
                 missing += 1
                 if missing == _MISSING_TRIES:
-                    self.updates.put(Update(trial, job, error))
-                    return
+                    raise
                 self._closing.wait(_AGAIN_S)
                 continue
-            except Exception as error:  # also what gRPC raises where the client is closed
-                self.updates.put(Update(trial, job, error))
-                return
-            tries = tries + 1 if after == before else 0
-            is_complete = found.last_sequence <= after or tries >= _TRIES
+            missing = 0
+            if after > before:
+                tries = 0
+                retry.succeeded()
             if found.state not in _FINAL:
                 self.updates.put(Update(trial, job, found))
                 self._closing.wait(_AGAIN_S)
-            elif is_complete:
+            elif found.last_sequence <= after or tries == _TRIES:
                 self.updates.put(Update(trial, job, found))
                 return
+            elif refusal is not None:  # without its last events a trial has another result
+                retry.wait(refusal)
             else:
+                tries += 1
                 self._closing.wait(FIRST_PAUSE_S)
 
-    def _watch(self, trial: int, job: str, after: int) -> int:
-        """Reads the events of a job until the call ends; returns the number of the last one."""
+    def _watch(self, trial: int, job: str, after: int) -> tuple[int, ServerError | None]:
+        """Reads the events of a job until the call ends.
+
+        Returns:
+            The number of the last event, and the error of a broken connection or of a full server.
+        """
         run = self._client.watch(job, after, reconnect_s=0.0)
+        refusal = None
         try:
             with run:
                 for event in run:
@@ -186,6 +209,7 @@ class JobFollower:
                         break
         except NotFoundError:
             raise
-        except ServerError:
-            pass  # the job says how it ended, or it is watched again
-        return run.last_sequence
+        except ServerError as error:  # the job says how it ended, or it is watched again
+            if error.broken or error.retry_delay_s is not None:
+                refusal = error
+        return run.last_sequence, refusal

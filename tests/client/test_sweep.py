@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from treadle.client.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from treadle.client.replicas import retry
+from treadle.client.sweep import job_follower
 from treadle.client.sweep.job_follower import Update
 from treadle.client.sweep.median_rule import MedianRule, running_best
 from treadle.client.sweep.results_csv import results_csv
@@ -363,6 +366,69 @@ def test_a_server_that_is_not_there_in_the_beginning_is_not_waited_for(tmp_path:
     with pytest.raises(UnavailableError, match="nothing listens"):
         Sweep(server, sweep_spec(tmp_path), reconnect_s=0.3).result()
     assert next(calls) == 2
+
+
+def test_a_trial_whose_events_cannot_be_read_for_a_while_keeps_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job goes on and ends meanwhile: the server takes no more calls that watch jobs."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "LAST_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_follower, "_AGAIN_S", 0.001)
+    monkeypatch.setattr(job_follower, "_TRIES", 3)
+    spec = sweep_spec(tmp_path)
+    _, whole = run_whole(FakeSweepServer(losses), spec)
+    server = FakeSweepServer(losses)
+    next_event = server.next_event
+    get_job = server.get_job
+    reads: Counter[str] = Counter()
+
+    def full(job: str, after: int) -> v1.JobEvent | None:
+        reads[job] += 1
+        if 1 < reads[job] <= 20:  # the first one is of the call that submits the job
+            raise ResourceExhaustedError("full", code="RESOURCE_EXHAUSTED", retry_delay_s=0.001)
+        return next_event(job, after)
+
+    def get_and_go_on(job: str) -> v1.Job:
+        server.advance(job)
+        return get_job(job)
+
+    server.next_event = full  # type: ignore[method-assign]
+    server.get_job = get_and_go_on  # type: ignore[method-assign]
+    with Sweep(server, spec, reconnect_s=PATIENCE_S) as sweep:
+        sweep.result()
+    assert min(reads.values()) > 20
+    assert table(sweep) == table(whole)
+
+
+def test_a_paused_job_that_ends_while_the_server_is_away_keeps_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(job_follower, "_AGAIN_S", 0.001)
+    monkeypatch.setattr(job_follower, "_TRIES", 3)
+    spec = sweep_spec(tmp_path, trials=1)
+    _, whole = run_whole(FakeSweepServer(losses), spec)
+    server = FakeSweepServer(losses)
+    watch: Any = server.watch
+    looks = itertools.count(1)
+
+    def pause_and_break(job: str, after: int = 0, **options: Any) -> Any:
+        look = next(looks)
+        about = server.by_id[job]
+        if look < 10:
+            about.state = v1.JOB_STATE_PAUSED
+        elif look == 10:
+            about.state = v1.JOB_STATE_RUNNING
+            while server.by_id[job].state == v1.JOB_STATE_RUNNING:
+                server.advance(job)
+            server.away = 1
+        return watch(job, after, **options)
+
+    server.watch = pause_and_break  # type: ignore[method-assign]
+    with Sweep(server, spec, reconnect_s=PATIENCE_S) as sweep:
+        sweep.result()
+    assert table(sweep) == table(whole)
 
 
 def test_an_error_of_the_server_ends_the_sweep(tmp_path: Path) -> None:
