@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice, product
 from typing import Protocol
 
 from treadle.client.sweep.median_rule import MedianRule, running_best
@@ -48,23 +47,29 @@ class PlainSampler:
         self._rule = MedianRule(spec.prune_after_trials, spec.prune_after_validations)
         self._seen = 0
         self._others: list[list[float]] = []
-        self._grid: list[dict[str, Value]] = []
+        self._grid: dict[str, Sequence[Value]] = {}
         if spec.method == "grid":
-            rows = product(*(values.grid() for values in spec.search.values()))
-            self._grid = [
-                dict(zip(spec.search, row, strict=True)) for row in islice(rows, spec.trials)
-            ]
+            self._grid = {name: values.grid() for name, values in spec.search.items()}
 
     def choose(
         self, number: int, settled: Sequence[Trial], pending: Sequence[Trial]
     ) -> Mapping[str, Value]:
         """Returns the settings of a trial, whatever the others were."""
         if self._grid:
-            return self._grid[number - 1]
+            return self._combination(number)
         return {
             name: values.at(share_of(self._spec.seed, number, name))
             for name, values in self._spec.search.items()
         }
+
+    def _combination(self, number: int) -> Mapping[str, Value]:
+        """Returns a combination of the grid, in which the last setting changes every time."""
+        place = number - 1
+        chosen: dict[str, Value] = {}
+        for name, values in reversed(self._grid.items()):
+            place, index = divmod(place, len(values))
+            chosen[name] = values[index]
+        return {name: chosen[name] for name in self._grid}
 
     def is_hopeless(self, trial: Trial, validations: int, settled: Sequence[Trial]) -> bool:
         """Returns whether the rule of medians stops a trial."""

@@ -206,6 +206,18 @@ def test_a_deleted_job_is_submitted_again(tmp_path: Path) -> None:
     assert table(again) == table(whole)
 
 
+def test_a_grid_with_fewer_trials_submits_a_deleted_one_again(tmp_path: Path) -> None:
+    """Its number may be above that of the trials that the file asks for now."""
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path, "grid")
+    _, whole = run_whole(server, spec)
+    gone = next(job.id for job in server.by_id.values() if job.spec.tags["trial"] == "7")
+    del server.by_id[gone]
+    _, again = run_whole(server, replace(spec, trials=4))
+    assert server.submissions == 13
+    assert table(again) == table(whole)
+
+
 def test_a_job_that_is_deleted_under_way_is_submitted_again(tmp_path: Path) -> None:
     spec = sweep_spec(tmp_path)
     _, whole = run_whole(FakeSweepServer(losses), spec)
