@@ -46,7 +46,8 @@ class TpeSampler:
         self._spec = spec
         self._judging: Study | None = None
         self._judged = 0
-        self._space = {name: self._distribution(values) for name, values in spec.search.items()}
+        # Optuna chooses one setting after the other, and their order in the file must not matter.
+        self._space = {name: self._distribution(spec.search[name]) for name in sorted(spec.search)}
 
     def choose(
         self, number: int, settled: Sequence[Trial], pending: Sequence[Trial]

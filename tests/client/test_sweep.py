@@ -65,6 +65,7 @@ def sweep_spec(folder: Path, method: str = "random", **changes: Any) -> SweepSpe
             "method": method,
             "trials": 12,
             "parallel": 3,
+            "seed": 1,
             "alias": "best",
             **({"startup_trials": 4} if method == "tpe" else {}),
         },
@@ -529,6 +530,18 @@ def test_tpe_learns_from_earlier_trials(tmp_path: Path) -> None:
     assert sum(distances[20:]) / 20 < sum(distances[:4]) / 4
     _, other = run_whole(FakeSweepServer(losses), replace(spec, seed=9))
     assert table(other) != table(sweep)
+
+
+def test_tpe_does_not_depend_on_the_order_of_the_search_space(tmp_path: Path) -> None:
+    """It does not belong to what makes two sweeps the same."""
+    spec = sweep_spec(tmp_path, "tpe")
+    turned = replace(spec, search=dict(sorted(spec.search.items())))
+    assert list(turned.search) != list(spec.search)
+    _, one = run_whole(FakeSweepServer(losses), spec)
+    _, other = run_whole(FakeSweepServer(losses), turned)
+    assert {number: dict(trial.parameters) for number, trial in one.trials.items()} == {
+        number: dict(trial.parameters) for number, trial in other.trials.items()
+    }
 
 
 def test_tpe_without_optuna_names_the_extra(
