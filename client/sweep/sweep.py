@@ -311,9 +311,10 @@ class Sweep:
 
     def _wait_s(self) -> float:
         """Returns how long to wait for news, in seconds."""
-        left = self._left_s()
+        if self._is_stopping:
+            return _LONGEST_WAIT_S
         retry = self._retry_at - time.monotonic() if self._retry_at else _LONGEST_WAIT_S
-        return max(0.0, min(left if left > 0 else _LONGEST_WAIT_S, retry, _LONGEST_WAIT_S))
+        return max(0.0, min(self._left_s(), retry, _LONGEST_WAIT_S))
 
     def _open(self) -> list[Trial]:
         """Returns the trials whose jobs have not ended."""

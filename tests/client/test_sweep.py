@@ -464,6 +464,15 @@ def test_the_time_limit_cancels_what_runs_and_begins_nothing(tmp_path: Path) -> 
     assert {trial.state for trial in late.ranked()} <= {"succeeded", "cancelled"}
 
 
+def test_a_sweep_waits_for_news_and_not_for_what_is_past(tmp_path: Path) -> None:
+    with Sweep(FakeSweepServer(losses), sweep_spec(tmp_path, max_time_s=60.0)) as sweep:
+        sweep._begin_at(1.0)
+        assert sweep._wait_s() == 0  # the time is over, and the jobs are to be cancelled
+        sweep._is_stopping = True
+        sweep._retry_at = 1.0  # the server was full, and nothing more will be submitted
+        assert sweep._wait_s() > 60
+
+
 @pytest.mark.parametrize("missing", [2, 5])
 def test_a_sweep_whose_time_is_over_waits_for_no_trial_that_is_missing(
     tmp_path: Path, missing: int
