@@ -45,7 +45,7 @@ from treadle.client.sweep.trial_tags import (
     trial_tags,
 )
 from treadle.client.training_run import TrainingRun
-from treadle.v1.sequence_pb2 import GetServerInfoResponse, Job, JobEvent, Model
+from treadle.v1.sequence_pb2 import GetServerInfoResponse, Job, Model
 
 _REFUSALS = 10
 """So many trials may be refused before one is accepted: then something that they share is wrong."""
@@ -246,7 +246,7 @@ class Sweep:
             self._check_same(job, len(jobs))
             trial = self._restored(job)
             self.trials[trial.number] = trial
-            self._begin_at(job.create_time.ToNanoseconds() / 1e9)
+            self._begin_at(_accepted_s(job))
             self._jobs.follow(trial.number, job.id, is_over=trial.state not in OPEN_STATES)
         self._total = max([self.spec.trials, *self.trials])
         if jobs:
@@ -336,7 +336,7 @@ class Sweep:
             self._retry_at = 0.0
             trial = self._chosen(self._next)
             try:
-                first = self._jobs.patiently(
+                begun_s = self._jobs.patiently(
                     lambda: self._train(trial),  # noqa: B023 - called here
                     unless=(ResourceExhaustedError,),  # the results of the others are read
                 )
@@ -356,9 +356,8 @@ class Sweep:
                 yield from self._judge(trial)
                 continue
             self._is_waiting = False
-            trial.job = first.job
             self.trials[trial.number] = trial
-            self._begin_at(first.event_time.ToNanoseconds() / 1e9)
+            self._begin_at(begun_s)
             self._jobs.follow(trial.number, trial.job)
             yield SweepEvent("queued", trial)
 
@@ -371,11 +370,11 @@ class Sweep:
         pending = [self.trials[each] for each in range(len(counted) + 1, number)]
         return Trial(number, self._sampler.choose(number, settled, pending))
 
-    def _train(self, trial: Trial) -> JobEvent:
-        """Submits the job of a trial; a repeated call finds the same job.
+    def _train(self, trial: Trial) -> float:
+        """Submits the job of a trial, and notes its id; a repeated call finds the same job.
 
         Returns:
-            The first event of the job.
+            When the server took it, in seconds since 1970.
 
         Raises:
             InputError: There is a job of this request id that is no trial of this sweep.
@@ -394,18 +393,45 @@ class Sweep:
                 with self._client.train(
                     files(), model=spec.model, reconnect_s=0.0, **cast(TrainOptions, options)
                 ) as run:
-                    return next(run)
+                    first = next(run)
             except NotFoundError:
                 if files == sent[-1]:
                     raise
             except FailedPreconditionError as error:
                 if error.code != "ALREADY_EXISTS":
                     raise
-                raise InputError(
-                    f"trial {trial.number} of sweep {spec.name!r} exists with other settings or "
-                    f"files: take another name for the sweep ({error})"
-                ) from error
+                return self._adopt(trial, error)
+            else:
+                trial.job = first.job
+                return first.event_time.ToNanoseconds() / 1e9
         raise AssertionError
+
+    def _adopt(self, trial: Trial, error: ServerError) -> float:
+        """Takes the job that another run of the sweep has submitted for a trial meanwhile.
+
+        Its tags may be others, and with another version of Optuna its settings.
+
+        Args:
+            trial: The trial, which gets the job and its settings.
+            error: Why the server does not take a job for it.
+
+        Returns:
+            When the server took the job, in seconds since 1970.
+
+        Raises:
+            InputError: It is no trial of this sweep.
+            ServerError: A call failed.
+        """
+        for job in self._found():
+            other = self._restored(job)
+            if other.number == trial.number and job.spec.tags[DIGEST] == self._digest:
+                trial.job = other.job
+                trial.parameters = other.parameters
+                return _accepted_s(job)
+        raise InputError(
+            f"trial {trial.number} of sweep {self.spec.name!r} exists with other settings or "
+            f"files: take another name for the sweep ({error})"
+        ) from error
 
     def _check_refusals(self, error: ServerError) -> None:
         """Raises the error of the last trial where the server has refused all that there are."""
@@ -526,6 +552,11 @@ class Sweep:
                 self._client.cancel_job(trial.job)
 
         self._jobs.patiently(cancel)
+
+
+def _accepted_s(job: Job) -> float:
+    """Returns when the server took a job, in seconds since 1970."""
+    return float(job.create_time.ToNanoseconds() / 1e9)
 
 
 def _is_of_sweep(job: Job, sweep: str) -> bool:

@@ -158,6 +158,26 @@ def test_two_at_once_share_the_jobs(tmp_path: Path) -> None:
         assert table(one) == table(two)
 
 
+@pytest.mark.parametrize("differs", ["tags", "choice"])
+def test_what_another_run_of_the_sweep_submits_meanwhile_is_followed(
+    tmp_path: Path, differs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tags may be others, and another version of Optuna chooses other settings."""
+    server = FakeSweepServer(losses)
+    spec = sweep_spec(tmp_path)
+    other = replace(spec, tags={"team": "x"}) if differs == "tags" else spec
+    with Sweep(server, spec) as one, Sweep(server, other) as two:
+        next(one)
+        if differs == "choice":
+            choose = two._sampler.choose
+            monkeypatch.setattr(two._sampler, "choose", lambda number, *_: choose(-number, [], []))
+        two.result()
+        one.result()
+        assert server.submissions == 12
+        assert table(one) == table(two)
+        assert {trial.job for trial in one.ranked()} == set(server.by_id)
+
+
 def test_another_spec_under_the_same_name_is_refused(tmp_path: Path) -> None:
     server = FakeSweepServer(losses)
     spec = sweep_spec(tmp_path)
