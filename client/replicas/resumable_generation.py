@@ -148,9 +148,11 @@ class ResumableGeneration:
             try:
                 response = next(self._call)
             except StopIteration:
-                # A server that shuts down may end the stream without a status.
-                if self._start is None or not self._unfinished():
-                    raise  # an older server, whose streams end when they do
+                # A server that shuts down may end the stream without a status. That of an older
+                # one, which does not say how it chose, ends when its texts do.
+                is_older = self._has_arrived and self._start is None
+                if is_older or not self._unfinished():
+                    raise
                 text = "the server ended the stream before the text had ended"
                 self._reconnect(InternalError(text, broken=True))
                 continue

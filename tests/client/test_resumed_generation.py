@@ -309,6 +309,13 @@ def test_a_server_that_ends_without_a_result_broke_off() -> None:
     assert resumed(Played([said("hel")], [said("hello", stop=1)])) == "hello"
 
 
+def test_a_server_that_ends_before_the_first_response_broke_off() -> None:
+    """It shuts down; an older one, which says nothing of its choices, does send a response."""
+    assert resumed(Played([], [said("hello", stop=1)])) == "hello"
+    played = Played([v1.GenerateResponse(text="hel")], [said("hello", stop=1)])
+    assert resumed(played) == "hel"
+
+
 def test_a_break_after_the_last_result_ends_the_call() -> None:
     played = Played([said("hello", stop=1), BREAK])
     assert resumed(played) == "hello"
