@@ -87,14 +87,7 @@ class ModelDownload:
             try:
                 if self._call is None:
                     self._reopen()
-                assert self._call is not None
-                chunk = next(self._call).chunk
-            except StopIteration:
-                self._call = None
-                raise InternalError(
-                    f"the file of {self._name} ended after {self._received:,} of "
-                    f"{self.model.size_bytes:,} bytes"
-                ) from None
+                chunk = self._next_chunk()
             except ServerError as error:
                 self._call = None
                 self._retry.wait(error)
@@ -127,9 +120,27 @@ class ModelDownload:
         try:
             first = next(call)
         except StopIteration:
-            raise InternalError("the server ended the stream before it sent anything") from None
+            text = "the server ended the stream before it sent anything"
+            raise InternalError(text, broken=True) from None
         self._call = call
         return first.model
+
+    def _next_chunk(self) -> bytes:
+        """Returns the next bytes of the file, once they arrive.
+
+        Raises:
+            ServerError: The call failed, or ended too early, as a server may end it that shuts
+                down.
+        """
+        assert self._call is not None
+        try:
+            return next(self._call).chunk
+        except StopIteration:
+            raise InternalError(
+                f"the file of {self._name} ended after {self._received:,} of "
+                f"{self.model.size_bytes:,} bytes",
+                broken=True,
+            ) from None
 
     def _reopen(self) -> None:
         """Makes the call again, for the same file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -25,6 +26,8 @@ class FakeTravel(SequenceServiceServicer):
         """The files of models that can be exported, by name."""
         self.cuts: list[int] = []
         """Bytes of a file behind which each next ExportModel or ImportModel call breaks off."""
+        self.ends: list[int] = []
+        """Responses after which each next ExportModel call ends, without a status of its own."""
         self.spoils = False
         """Whether a file that is sent arrives damaged."""
         self.imports: list[v1.ImportModelSpec] = []
@@ -35,6 +38,11 @@ class FakeTravel(SequenceServiceServicer):
         """The last file that came whole."""
 
     def ExportModel(  # noqa: N802
+        self, request: v1.ExportModelRequest, context: Any
+    ) -> Iterator[v1.ExportModelResponse]:
+        return islice(self._export(request, context), self.ends.pop(0) if self.ends else None)
+
+    def _export(
         self, request: v1.ExportModelRequest, context: Any
     ) -> Iterator[v1.ExportModelResponse]:
         self._begin(request, context)

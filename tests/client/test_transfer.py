@@ -105,6 +105,24 @@ def test_a_broken_download_continues_where_it_was(
     assert len(breaks) == 2
 
 
+def test_a_download_that_the_server_ends_too_early_continues(
+    client: Client, filled: FakeService, tmp_path: Path
+) -> None:
+    """A server that shuts down may end a stream without a status."""
+    filled.ends = [0, 4]
+    breaks: list[str] = []
+    client.export_model("m", tmp_path / "m", on_break=lambda error: breaks.append(str(error)))
+    assert (tmp_path / "m").read_bytes() == DATA
+    assert offsets(filled) == [0, 3000]  # the first call has noted nothing
+    assert breaks == [
+        "the server ended the stream before it sent anything",
+        "the file of version 2 of model 'm' ended after 3,000 of 10,496 bytes",
+    ]
+    filled.ends = [4]
+    with pytest.raises(InternalError, match="ended after 3,000 of 10,496 bytes"):
+        client.export_model("m", tmp_path / "other", retry_s=0)
+
+
 def test_a_later_download_continues_what_is_there(
     client: Client, filled: FakeService, tmp_path: Path
 ) -> None:
