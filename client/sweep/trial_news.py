@@ -16,6 +16,7 @@ def apply_event(trial: Trial, event: JobEvent) -> None:
             state = field_word(event.state, "state")
             if state in OPEN_STATES and not trial.pruned_after:
                 trial.state = cast(TrialState, state)
+                trial.reason = event.state.reason if state == "paused" else ""
         case "started":
             trial.total_steps = event.started.total_steps
         case "progress":

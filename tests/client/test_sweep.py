@@ -33,7 +33,7 @@ from treadle.client.sweep.spec import SweepSpec
 from treadle.client.sweep.spec_reader import read_spec
 from treadle.client.sweep.sweep import Sweep, SweepEvent
 from treadle.client.sweep.trial import Trial, TrialState, Validation, ranked
-from treadle.client.sweep.trial_news import apply_job
+from treadle.client.sweep.trial_news import apply_event, apply_job
 from treadle.v1 import sequence_pb2 as v1
 
 from .fake_sweep_server import FakeSweepServer, refused
@@ -624,6 +624,16 @@ def test_ranks() -> None:
     assert [each.number for each in ranked(shuffled, "best_valid_loss")] == [
         each.number for each in order
     ]
+
+
+def test_a_resumed_trial_has_no_reason_left() -> None:
+    paused = trial(1, "running")
+    why = v1.JobStateChange(state=v1.JOB_STATE_PAUSED, reason="on request")
+    apply_event(paused, v1.JobEvent(state=why))
+    assert (paused.state, paused.reason) == ("paused", "on request")
+    resumed = v1.JobStateChange(state=v1.JOB_STATE_QUEUED, reason="resumed")
+    apply_event(paused, v1.JobEvent(state=resumed))
+    assert (paused.state, paused.reason) == ("queued", "")
 
 
 def test_metrics() -> None:
