@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import tempfile
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 
 from treadle.model import Model, train
 from treadle.model.config import LimitsConfig, NetworkConfig, TrainConfig
+from treadle.server.jobs.executors import job_scratch
 from treadle.server.jobs.executors.file_transfer import OutgoingFile
 from treadle.server.jobs.executors.job_actor import JobActor
+from treadle.server.jobs.executors.job_scratch import JobScratch
 from treadle.server.release import RELEASE
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE, STATE_FILE
 
@@ -116,6 +119,27 @@ def test_a_dead_worker_is_reported_after_its_log(node: Path) -> None:
         await actor.end()
 
     asyncio.run(run())
+
+
+def test_a_directory_that_is_being_made_is_not_taken_for_an_abandoned_one(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs may begin on a node at the same moment."""
+    lock = fcntl.flock
+
+    def look_first(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            job_scratch._remove_abandoned()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    scratch = JobScratch("job")
+    assert scratch.directory.is_dir()
+    JobScratch("other").remove()
+    assert scratch.directory.is_dir()
+    scratch._lock.close()  # as when its process is killed
+    JobScratch("other").remove()
+    assert not scratch.root.exists()
 
 
 def test_a_node_without_space_takes_no_file(node: Path) -> None:

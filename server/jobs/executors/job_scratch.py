@@ -35,8 +35,10 @@ class JobScratch:
         _remove_abandoned()
         self.root = Path(tempfile.mkdtemp(prefix=_prefix()))
         """The directory, which nobody else may read."""
-        self._lock = (self.root / _LOCK).open("xb")
+        unlocked = self.root / f"{_LOCK}.new"
+        self._lock = unlocked.open("xb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(self.root / _LOCK)  # others take what is there without a lock for abandoned
         self.directory = self.root / job
         """The job's own directory, in which the worker writes."""
         self.corpora = self.root / "corpora"
