@@ -142,8 +142,9 @@ def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     run(work)
 
 
-def test_a_node_names_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A name is a path in the directory of the job."""
+@pytest.fixture
+def remote_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that uses Ray, with a Ray that has nothing but its errors."""
     ray: Any = ModuleType("ray")
     ray.exceptions = ModuleType("ray.exceptions")
     ray.exceptions.RayError = type("RayError", (Exception,), {})
@@ -153,9 +154,45 @@ def test_a_node_names_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for each, module in modules.items():
         monkeypatch.setitem(sys.modules, each, module)
     monkeypatch.delitem(sys.modules, name, raising=False)
-    remote_run = importlib.import_module(name)
+    made = importlib.import_module(name)
     del sys.modules[name]  # others may need the one with the real Ray
     vars(executors).pop("remote_run")
+    return made
+
+
+def test_a_lost_connection_is_no_fault_of_the_disk(remote_run: Any, tmp_path: Path) -> None:
+    """Ray's client raises a ConnectionError, an OSError, where it is to send something."""
+
+    class Method:
+        @staticmethod
+        def remote(*arguments: Any) -> Any:
+            raise ConnectionError("Ray client has already been disconnected")
+
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+
+        async def tell(message: dict[str, Any]) -> None:
+            told.append(message)
+
+        request = {"directory": str(tmp_path), "min_free_bytes": 0}
+        for step in ("_forward", "_submit"):
+            run = remote_run.RemoteRun({"job": "j"}, tell)
+            run._actor = SimpleNamespace(receive=Method, submit=Method, results=Method)
+            run._request.set_result({**request, "files": []})
+            run._watch = {"timeout_s": 1, "limit_bytes": None}
+            with pytest.raises(remote_run._OverError) as caught:
+                await (run._forward() if step == "_forward" else run._submit(run._request.result()))
+            assert caught.value.message["lost"]
+            with pytest.raises(remote_run._OverError) as caught:
+                await run._fetch_files(tmp_path, None)
+            assert caught.value.message["event"] == "died"
+            await run.hear({"send": {"threads": 1}})
+
+    asyncio.run(main())
+
+
+def test_a_node_names_no_other_file(remote_run: Any, tmp_path: Path) -> None:
+    """A name is a path in the directory of the job."""
 
     class Results:
         @staticmethod

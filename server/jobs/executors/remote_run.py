@@ -135,8 +135,8 @@ class RemoteRun:
         elif kind == "send" and "job" in content:
             self._request.set_result(content["job"])
         elif self._submitted:
-            with suppress(ray.exceptions.RayError):  # `_forward` notices as well
-                await getattr(self._actor, kind).remote(content)
+            with suppress(ray.exceptions.RayError, _OverError):  # `_forward` notices as well
+                await _result(getattr(self._actor, kind), content)
         else:
             self._early.append(message)
             self._leave_early(content)
@@ -146,7 +146,7 @@ class RemoteRun:
         if self._actor is None:
             return
         with suppress(Exception):  # it is gone, or its node, or the cluster
-            for message in await asyncio.wait_for(_result(self._actor.end.remote()), _END_S):
+            for message in await asyncio.wait_for(_result(self._actor.end), _END_S):
                 await self._tell(message)
         with suppress(Exception):  # it is gone already
             await _CLUSTER.run(ray.kill, self._actor)
@@ -161,7 +161,7 @@ class RemoteRun:
         """Waits until an actor is on a node and its worker is ready."""
         await _CLUSTER.run(_end_leftovers, self._needs["job"], self._needs["fence"])
         self._actor = await _CLUSTER.run(self._new_actor)
-        starting = asyncio.ensure_future(_result(self._actor.start.remote()))
+        starting = asyncio.ensure_future(_result(self._actor.start))
         try:
             while not (await asyncio.wait([starting], timeout=_LOOK_S))[0]:
                 reason = await _CLUSTER.run(_why_waiting, *self._resources())
@@ -169,7 +169,7 @@ class RemoteRun:
         finally:
             starting.cancel()
         about = starting.result()
-        address = await _result(self._actor.__ray_call__.remote(_node_address))
+        address = await _result(self._actor.__ray_call__, _node_address)
         self._node = f"{about['host']} ({address})"
         if about["release"] != RELEASE:
             raise _OverError(
@@ -234,7 +234,7 @@ class RemoteRun:
             raise _OverError(**self._last_event)
         sending.result()
         watch = self._watch
-        await _result(self._actor.submit.remote(request, watch["timeout_s"], watch["limit_bytes"]))
+        await _result(self._actor.submit, request, watch["timeout_s"], watch["limit_bytes"])
         self._submitted = True
         for early in self._early:
             await self.hear(early)
@@ -257,25 +257,29 @@ class RemoteRun:
         for _ in range(_TRIES):
             file = await thread_pools.STORE.run(OutgoingFile, path)
             try:
-                begun = await self._checked(self._actor.begin_file.remote(folder, name, file.size))
+                begun = await self._checked(self._actor.begin_file, folder, name, file.size)
                 while piece := await thread_pools.STORE.run(file.read):
-                    await self._checked(self._actor.write_file.remote(begun["number"], piece))
+                    await self._checked(self._actor.write_file, begun["number"], piece)
                     await self._show_life()
-                done = self._actor.finish_file.remote(begun["number"], file.sha256)
-                damage = (await self._checked(done)).get("damaged", "")
+                done = await self._checked(self._actor.finish_file, begun["number"], file.sha256)
+                damage = done.get("damaged", "")
             finally:
                 file.close()
             if not damage:
                 return
         raise _OverError(event="died", reason=f"cannot run on node {self._node}: {damage}")
 
-    async def _checked(self, reference: Any) -> Message:
+    async def _checked(self, method: Any, *arguments: Any) -> Message:
         """Returns the reply of the actor to a part of a file.
+
+        Args:
+            method: A method of the actor.
+            arguments: Its arguments.
 
         Raises:
             _OverError: The node's disk is full.
         """
-        reply: Message = await _result(reference)
+        reply: Message = await _result(method, *arguments)
         if "full" in reply:
             reason = f"the disk of node {self._node} is full: {reply['full']}"
             raise _OverError(event="paused", reason=reason, needs_bytes=reply["needs_bytes"])
@@ -287,7 +291,7 @@ class RemoteRun:
         directory = Path(request["directory"])
         space = DiskSpace(directory, request["min_free_bytes"])
         while True:
-            for message in await _result(self._actor.receive.remote()):
+            for message in await _result(self._actor.receive):
                 if message["event"] in _WITH_FILES:
                     await self._fetch_files(directory, space)
                 if message["event"] == "died":
@@ -304,7 +308,7 @@ class RemoteRun:
             _OverError: This disk is full, or failed, or a file did not arrive.
         """
         try:
-            for name, version in await _result(self._actor.results.remote()):
+            for name, version in await _result(self._actor.results):
                 if name not in RESULTS:  # it would be a path on this machine
                     reason = f"sent a file that is no result, {name!r} (on node {self._node})"
                     raise _OverError(event="died", reason=reason)
@@ -324,13 +328,13 @@ class RemoteRun:
     async def _fetch_file(self, directory: Path, name: str, space: DiskSpace) -> None:
         previous = directory / PREVIOUS_STATE_FILE if name == STATE_FILE else None
         for _ in range(_TRIES):
-            number, size = await _result(self._actor.open_result.remote(name))
+            number, size = await _result(self._actor.open_result, name)
             file = await _on_disk(IncomingFile, directory / name, size, space.require, previous)
             try:
-                while piece := await _result(self._actor.read_result.remote(number)):
+                while piece := await _result(self._actor.read_result, number):
                     await _on_disk(file.write, piece)
                     await self._show_life()
-                sha256 = await _result(self._actor.close_result.remote(number))
+                sha256 = await _result(self._actor.close_result, number)
                 await _on_disk(file.finish, sha256)
             except DamagedTransferError as error:
                 damage = str(error)
@@ -378,15 +382,22 @@ async def _on_disk(work: Callable[..., Result], *arguments: Any) -> Result:
             await asyncio.wait([working])
 
 
-async def _result(reference: Any) -> Any:
-    """Returns what a call of an actor returned.
+async def _result(method: Any, *arguments: Any) -> Any:
+    """Calls an actor.
+
+    Args:
+        method: A method of the actor.
+        arguments: Its arguments.
+
+    Returns:
+        What it returned.
 
     Raises:
         RayError: The call failed, or the actor died.
         _OverError: The connection to the cluster broke.
     """
     try:
-        return await reference
+        return await method.remote(*arguments)
     except (ray.exceptions.RayError, asyncio.CancelledError):
         raise
     except Exception as error:
