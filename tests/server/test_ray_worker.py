@@ -142,6 +142,19 @@ def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     run(work)
 
 
+def test_a_job_is_placed_again_whose_node_or_connection_is_lost_meanwhile() -> None:
+    """It waits as before, and that is no crash of it."""
+
+    async def nothing(reason: str) -> None:
+        pass
+
+    async def work(worker: RayWorker, bridge: Bridge) -> None:
+        bridge.tell("died", reason="was lost: the connection to the Ray cluster broke", lost=True)
+        assert not await worker.place(NEEDS, 0, nothing)
+
+    run(work)
+
+
 @pytest.fixture
 def remote_run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module that uses Ray, with a Ray that has nothing but its errors."""

@@ -66,7 +66,8 @@ class RayWorker:
             on_wait: Gets the reason while no node has what the job needs.
 
         Returns:
-            False where the connection broke instead, or `ray_bridge` was silent for too long.
+            False where the connection broke instead, or the node was lost, or `ray_bridge` was
+            silent for too long: the job is to be placed again.
 
         Raises:
             StatusError: ABORTED: the worker did not get ready.
@@ -86,6 +87,8 @@ class RayWorker:
                     self._node = message["node"]
                     logger.info("job %s runs on node %s", self._job, self._node)
                     return True
+                case "died" if message.get("lost"):
+                    return False
                 case "died":
                     raise aborted(f"the training process {message['reason']}")
         return False
