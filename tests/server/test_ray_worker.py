@@ -142,6 +142,24 @@ def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     run(work)
 
 
+def test_a_wait_for_a_node_ends_even_if_there_is_news_at_that_moment() -> None:
+    """Or the job would keep its place in the queue of the cluster, and get a node for nothing."""
+
+    async def nothing(reason: str) -> None:
+        pass
+
+    async def work(worker: RayWorker, bridge: Bridge) -> None:
+        placing = asyncio.create_task(worker.place(NEEDS, 0, nothing))
+        await bridge.heard()
+        worker._reader.feed_data(worker_protocol.encode({"event": "waiting", "reason": "r"}))
+        placing.cancel()
+        bridge.close()
+        await asyncio.wait([placing], timeout=PATIENCE_S)
+        assert placing.cancelled()
+
+    run(work)
+
+
 def test_a_job_is_placed_again_whose_node_or_connection_is_lost_meanwhile() -> None:
     """It waits as before, and that is no crash of it."""
 

@@ -220,7 +220,8 @@ class _Bridge:
     async def _connect(self) -> None:
         assert self._process.stdout is not None
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), _CONNECT_S)
+            async with asyncio.timeout(_CONNECT_S):
+                line = await self._process.stdout.readline()
         except TimeoutError:
             raise ClusterError(f"nothing answers within {_CONNECT_S:g} seconds") from None
         if not line:

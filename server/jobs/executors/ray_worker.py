@@ -185,7 +185,8 @@ class RayWorker:
         try:
             while True:
                 try:
-                    line = await asyncio.wait_for(self._reader.readline(), silent_s)
+                    async with asyncio.timeout(silent_s):  # `wait_for` may lose a cancellation
+                        line = await self._reader.readline()
                 except TimeoutError:
                     self.is_bridge_silent = True
                     line = b""
