@@ -18,9 +18,9 @@ import pytest
 from treadle.server.config import ServerConfig, SettingError
 from treadle.server.errors import StatusError
 from treadle.server.jobs import executors, worker_protocol
-from treadle.server.jobs.executors import ray_worker
+from treadle.server.jobs.executors import ray_executor, ray_worker
 from treadle.server.jobs.executors.executor import JobNeeds
-from treadle.server.jobs.executors.ray_executor import RayExecutor
+from treadle.server.jobs.executors.ray_executor import ClusterError, RayExecutor, _Bridge
 from treadle.server.jobs.executors.ray_worker import RayWorker
 
 from .harness import PATIENCE_S, until
@@ -101,6 +101,7 @@ def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     """A job would wait for ever for a node."""
     monkeypatch.setattr(ray_worker, "_SILENT_S", 0.05)
     monkeypatch.setattr(ray_worker, "_END_S", 0.05)
+    monkeypatch.setattr(ray_executor, "_AGAIN_S", 0.0)
     killed: list[str] = []
     others: list[Bridge] = []
 
@@ -140,6 +141,42 @@ def test_a_bridge_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         pass
 
     run(work)
+
+
+def test_a_bridge_that_takes_no_job_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hang while it leaves the cluster, and would be asked again and again."""
+    monkeypatch.setattr(ray_executor, "_AGAIN_S", 0.001)
+    bridges: list[_Bridge] = []
+    waits: list[str] = []
+
+    async def on_wait(reason: str) -> None:
+        waits.append(reason)
+
+    async def start(address: str) -> _Bridge:
+        if bridges:
+            raise ClusterError("there is one already")
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        code = "import time; time.sleep(600)"
+        bridges.append(
+            _Bridge(await asyncio.create_subprocess_exec(sys.executable, "-c", code), ours)
+        )
+        return bridges[0]
+
+    async def main() -> None:
+        executor = RayExecutor("auto", 0)
+        taking = asyncio.create_task(executor.take(NEEDS, on_wait))
+        try:
+            await until(lambda: waits)
+            assert waits == ["waiting for the Ray cluster, which does not answer"]
+        finally:
+            taking.cancel()
+            await asyncio.wait([taking])
+            bridges[0].kill()
+            await executor.close()
+
+    monkeypatch.setattr(_Bridge, "start", start)
+    asyncio.run(main())
 
 
 def test_a_wait_for_a_node_ends_even_if_there_is_news_at_that_moment() -> None:

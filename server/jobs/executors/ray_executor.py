@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _CONNECT_S = 30.0
 """Seconds within which a cluster must answer; Ray itself would try for longer."""
 
+_AGAIN_S = 0.5
+"""Seconds before a job is placed again whose connection broke meanwhile."""
+
 _RETRY_S = 5.0
 """Seconds between two attempts to reach a cluster that does not answer."""
 
@@ -111,6 +114,7 @@ class RayExecutor:
             if worker.is_bridge_silent:
                 logger.warning("the connection to the Ray cluster hangs: a new one is made")
                 bridge.kill()
+            await asyncio.sleep(_AGAIN_S)
 
     def keep(self, taking: asyncio.Task[Worker]) -> None:
         """Gives up a worker that nobody needs any more, and its place in Ray's queue.
@@ -240,7 +244,10 @@ class _Bridge:
         """Returns the two ends of a new connection for a job; broken where the process is."""
         ours, theirs = socket.socketpair()
         with theirs, suppress(OSError):
-            socket.send_fds(self._control, [b"j"], [theirs.fileno()])
+            try:
+                socket.send_fds(self._control, [b"j"], [theirs.fileno()])
+            except ConnectionError:  # it takes no more jobs, and may hang while it leaves
+                self.kill()
         return await asyncio.open_connection(sock=ours, limit=worker_protocol.MAX_LINE_BYTES)
 
     async def close(self) -> None:
