@@ -1,4 +1,6 @@
-"""`audit` asks for known vulnerabilities of every package in image.lock. `make audit` calls it.
+"""`audit` asks for known vulnerabilities of every package in the locks of the images.
+
+`make audit` calls it. A package that both have, image.lock and ray.lock, is looked up once.
 
 The exit code is 0 if every package was looked up and has none, 1 if some have any, and 2 if not
 every package could be looked up, which is no statement about them. Arguments go to pip-audit:
@@ -14,15 +16,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-LOCK = Path(__file__).with_name("image.lock")
+LOCKS = [str(Path(__file__).with_name(name)) for name in ("image.lock", "ray.lock")]
 
 
 def audit(arguments: list[str]) -> int:
-    """Runs pip-audit on the lock, prints what it found and returns the exit code."""
+    """Runs pip-audit on the locks, prints what it found and returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="treadle-audit.") as folder:
         report = Path(folder) / "report.json"
         command = [str(Path(sys.executable).with_name("pip-audit")), "--disable-pip"]
-        command += ["--requirement", str(LOCK), "--require-hashes"]
+        command += [word for lock in LOCKS for word in ("--requirement", lock)]
+        command += ["--require-hashes"]
         command += ["--progress-spinner", "off", "--format", "json", "--output", str(report)]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         if not report.exists() or not report.stat().st_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -14,17 +15,8 @@ from pathlib import Path
 import pytest
 
 AUDIT = Path(__file__).parent.parent / "requirements" / "audit.py"
-FINDING = {
-    "id": "OSV-2026-1",
-    "summary": "A test's own finding.",
-    "details": "None.",
-    "affected": [
-        {
-            "package": {"ecosystem": "PyPI", "name": "protobuf"},
-            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "999.1"}]}],
-        }
-    ],
-}
+RANGES = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "999.1"}]}]
+FINDING = {"id": "OSV-2026-1", "summary": "A test's own finding.", "details": "None."}
 
 
 class Advisories(BaseHTTPRequestHandler):
@@ -35,7 +27,8 @@ class Advisories(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         found = asked["package"]["name"] == self.vulnerable
-        body = json.dumps({"vulns": [FINDING]} if found else {}).encode()
+        finding = FINDING | {"affected": [{"package": asked["package"], "ranges": RANGES}]}
+        body = json.dumps({"vulns": [finding]} if found else {}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -78,12 +71,19 @@ def test_a_lock_without_findings_passes(service: str) -> None:
     assert "0 vulnerabilities known" in printed
 
 
-def test_a_finding_fails_and_is_named(service: str) -> None:
-    Advisories.vulnerable = "protobuf"
+@pytest.mark.parametrize("name", ["protobuf", "ray"])  # in both images, and in one
+def test_a_finding_fails_and_is_named(service: str, name: str) -> None:
+    Advisories.vulnerable = name
     code, printed = audit(service)
     assert code == 1
     assert "OSV-2026-1, repaired in 999.1" in printed
     assert "1 vulnerabilities known" in printed
+
+
+def test_every_package_of_the_images_is_looked_up_once(service: str) -> None:
+    locks = [(AUDIT.parent / name).read_text("utf-8") for name in ("image.lock", "ray.lock")]
+    names = set(re.findall(r"^([\w.-]+)==", "".join(locks), re.MULTILINE))
+    assert f"{len(names)} of {len(names)} packages looked up" in audit(service)[1]
 
 
 def test_a_service_that_cannot_be_reached_is_no_success() -> None:
