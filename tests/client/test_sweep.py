@@ -404,7 +404,7 @@ def test_a_server_that_is_not_there_in_the_beginning_is_not_waited_for(tmp_path:
 def test_a_trial_whose_events_cannot_be_read_for_a_while_keeps_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its job goes on and ends meanwhile: the server takes no more calls that watch jobs."""
+    """Its job continues and ends meanwhile: the server takes no more calls that watch jobs."""
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(retry, "LAST_PAUSE_S", 0.001)
     monkeypatch.setattr(job_follower, "_AGAIN_S", 0.001)

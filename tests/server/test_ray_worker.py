@@ -237,24 +237,18 @@ def test_a_lost_connection_is_no_fault_of_the_disk(remote_run: Any, tmp_path: Pa
             raise ConnectionError("Ray client has already been disconnected")
 
     async def main() -> None:
-        told: list[dict[str, Any]] = []
-
-        async def tell(message: dict[str, Any]) -> None:
-            told.append(message)
-
-        request = {"directory": str(tmp_path), "min_free_bytes": 0}
-        for step in ("_forward", "_submit"):
-            run = remote_run.RemoteRun({"job": "j"}, tell)
-            run._actor = SimpleNamespace(receive=Method, submit=Method, results=Method)
-            run._request.set_result({**request, "files": []})
-            run._watch = {"timeout_s": 1, "limit_bytes": None}
+        run = remote_run.RemoteRun({"job": "j"}, None)
+        run._actor = SimpleNamespace(receive=Method, submit=Method, results=Method, send=Method)
+        request = {"directory": str(tmp_path), "min_free_bytes": 0, "files": []}
+        run._request.set_result(request)
+        run._watch = {"timeout_s": 1, "limit_bytes": None}
+        for work in (run._forward(), run._submit(request), run._fetch_files(tmp_path, None)):
             with pytest.raises(remote_run._OverError) as caught:
-                await (run._forward() if step == "_forward" else run._submit(run._request.result()))
-            assert caught.value.message["lost"]
-            with pytest.raises(remote_run._OverError) as caught:
-                await run._fetch_files(tmp_path, None)
+                await work
             assert caught.value.message["event"] == "died"
-            await run.hear({"send": {"threads": 1}})
+            assert caught.value.message["lost"]
+        run._submitted = True
+        await run.hear({"send": {"threads": 1}})  # and says nothing
 
     asyncio.run(main())
 
