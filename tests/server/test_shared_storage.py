@@ -283,6 +283,40 @@ def test_an_unused_corpus_expires(setup: Setup) -> None:
     assert dict(data_dir.corpora.stored()) == {new: 3}
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_no_corpus_expires_that_another_server_begins_to_use(
+    shared: Setup, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    first = shared.open("a")
+    second = shared.open("b")
+    sha256 = upload(first, b"text")
+    first.database.touch_corpus(sha256, 4, 1.0)
+    touched: list[int | None] = []
+    if is_late:  # the other server has found it, and is about to note that
+        head = second.corpora._blobs.head  # type: ignore[attr-defined]
+
+        def found(key: str) -> object:
+            blob = head(key)
+            first.corpora.expire(sha256, 2.0)
+            return blob
+
+        monkeypatch.setattr(second.corpora._blobs, "head", found)  # type: ignore[attr-defined]
+        touched.append(second.corpora.touch(sha256))
+    else:  # this one has seen that it was not used for long
+        corpora = first.database.corpora
+        forget = first.database.forget_corpus
+
+        def forgotten(*arguments: Any) -> Any:
+            touched.append(second.corpora.touch(sha256))
+            return forget(*arguments)
+
+        assert [used_s for _, _, used_s in corpora()] == [1.0]
+        monkeypatch.setattr(first.database, "forget_corpus", forgotten)
+        first.corpora.expire(sha256, 2.0)
+    assert touched == [4]
+    assert second.corpora.has(sha256)
+
+
 def test_another_server_sees_what_one_has_stored(shared: Setup, trained: Model) -> None:
     first = shared.open("a")
     second = shared.open("b")

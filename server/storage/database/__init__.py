@@ -93,6 +93,7 @@ class Database:
 
         corpora = CorpusTable(engine)
         self.touch_corpus = corpora.touch_corpus
+        self.touch_known_corpus = corpora.touch_known_corpus
         self.has_corpus = corpora.has_corpus
         self.corpora = corpora.corpora
         self.forget_corpus = corpora.forget_corpus

@@ -26,6 +26,11 @@ class CorpusTable:
             *(sha256, size, now_s),
         )
 
+    def touch_known_corpus(self, sha256: str, now_s: float) -> bool:
+        """Notes that a corpus was used at `now_s`, if there is a row of it; returns whether."""
+        statement = "UPDATE corpora SET used_s = ? WHERE sha256 = ?"
+        return bool(self._engine.run(statement, now_s, sha256))
+
     def has_corpus(self, sha256: str) -> bool:
         """Returns whether there is a row of a corpus."""
         return bool(self._engine.rows("SELECT 1 FROM corpora WHERE sha256 = ?", sha256))
@@ -36,15 +41,29 @@ class CorpusTable:
         kinds = (str, int, float)
         return [row for row in rows if all(map(isinstance, row, kinds))]
 
-    def forget_corpus(self, sha256: str) -> None:
-        """Deletes the row of a corpus and those of its owners, if there are any."""
+    def forget_corpus(self, sha256: str, before_s: float | None = None) -> bool:
+        """Deletes the row of a corpus and those of its owners, if there are any.
 
-        def forget() -> None:
+        Args:
+            sha256: The hash of the corpus.
+            before_s: Only if it was last used before this time, in seconds since the epoch; None:
+                in any case.
+
+        Returns:
+            Whether it is forgotten; False where no row of it was last used before that time.
+        """
+        condition = "" if before_s is None else " AND used_s < ?"
+        values = () if before_s is None else (before_s,)
+
+        def forget() -> bool:
             with self._engine.transaction() as transaction:
-                for table in ("corpora", "corpus_owners"):
-                    transaction.run(f"DELETE FROM {table} WHERE sha256 = ?", sha256)
+                statement = f"DELETE FROM corpora WHERE sha256 = ?{condition}"
+                if not transaction.run(statement, sha256, *values) and before_s is not None:
+                    return False
+                transaction.run("DELETE FROM corpus_owners WHERE sha256 = ?", sha256)
+            return True
 
-        self._engine.urgent(forget)
+        return self._engine.urgent(forget)
 
     def owns_corpus(self, owner: str, sha256: str) -> bool:
         """Returns whether a corpus belongs to an owner."""

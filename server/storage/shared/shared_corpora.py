@@ -138,33 +138,59 @@ class SharedCorpora(Corpora):
         finally:
             mine.release()
 
+    def expire(self, sha256: str, before_s: float) -> bool:
+        """Removes a corpus that was last used before a time, by any server; see `Corpora.expire`.
+
+        Args:
+            sha256: Its hash.
+            before_s: The time, in seconds since the epoch.
+
+        Returns:
+            Whether the corpus was removed.
+
+        Raises:
+            ValueError: It is no SHA-256 in lower-case hexadecimal.
+            BlobsUnavailableError: The store cannot be reached; the sweep deletes the blob then.
+            OSError: The disk failed.
+            DatabaseError: The database failed.
+        """
+        with self._changing:
+            if sha256 in self._uploads:
+                return False
+            return self._remove_unused(sha256, before_s)
+
     def _keep_stored(self, sha256: str, path: Path) -> None:
         """Stores a corpus unless it is stored, and notes that it is used now."""
         key = corpus_key(sha256)
         size = path.stat().st_size
         found = self._blobs.head(key)
         is_whole = found is not None and found.size == size and not self._cache.is_damaged(sha256)
-        # Without a row it may be about to be deleted.
-        if not is_whole or not self._database.has_corpus(sha256):
+        # Without a row it may be about to be deleted. That it is used is noted at once, so that
+        # no other server deletes it then.
+        if not is_whole or not self._database.touch_known_corpus(sha256, time.time()):
             self._blobs.put(key, path)
             self._cache.note_repair(sha256)
         self._database.touch_corpus(sha256, size, time.time())
 
     def _touch(self, sha256: str) -> int | None:
-        if not is_hash(sha256) or not self._database.has_corpus(sha256):
+        # Noted at once, so that no other server deletes it then.
+        if not is_hash(sha256) or not self._database.touch_known_corpus(sha256, time.time()):
             return None
         if self._cache.is_damaged(sha256):  # a client sends it again then
             return None
         found = self._blobs.head(corpus_key(sha256))
-        if found is None:
-            return None
-        self._database.touch_corpus(sha256, found.size, time.time())
-        return found.size
+        return None if found is None else found.size
 
     def _remove(self, sha256: str) -> None:
+        self._remove_unused(sha256, None)
+
+    def _remove_unused(self, sha256: str, before_s: float | None) -> bool:
+        """Removes a corpus unless it was used since a time; returns whether it did."""
         if not is_hash(sha256):
             raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
         # The row first: a blob without a row is deleted by the sweep.
-        self._database.forget_corpus(sha256)
+        if not self._database.forget_corpus(sha256, before_s):
+            return False
         self._blobs.delete([corpus_key(sha256)])
         self._cache.forget(sha256)
+        return True
