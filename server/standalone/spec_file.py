@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ from treadle.v1 import sequence_pb2 as pb
 
 _FILES = "files"
 
-_UNUSED = ("request_id", "init_from_version")
-"""Fields that only a server can follow."""
+_FOR_A_SERVER = {
+    "request_id": "leave it out",
+    "init_from_version": "leave it out",
+    "nodes": "leave it out, and start as many processes as you want by mpirun -n",
+}
+"""Fields that only a server can follow, and what to do instead."""
 
 _KINDS: dict[int, tuple[type | tuple[type, ...], str]] = {
     FieldDescriptor.CPPTYPE_BOOL: (bool, "true or false"),
@@ -33,6 +38,14 @@ _KINDS: dict[int, tuple[type | tuple[type, ...], str]] = {
     FieldDescriptor.CPPTYPE_DOUBLE: ((int, float), "a number"),
     FieldDescriptor.CPPTYPE_FLOAT: ((int, float), "a number"),
 }
+
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+"""The least and the greatest whole number of a field."""
 
 
 class SpecFileError(Exception):
@@ -66,12 +79,14 @@ def read_spec_file(path: Path) -> SpecFile:
     values = _parsed(path)
     folder = path.parent
     files = _files(values.pop(_FILES, None), folder)
-    for name in _UNUSED:
+    for name, remedy in _FOR_A_SERVER.items():
         if name in values:
-            raise SpecFileError(f"{name} is for a server: leave it out")
+            raise SpecFileError(f"{name} is for a server: {remedy}")
     spec = pb.TrainSpec()
     _fill(spec, values, "")
     init_from = folder / spec.init_from if spec.init_from else None
+    if init_from is not None and not init_from.is_file():
+        raise SpecFileError(f"init_from names {str(init_from)!r}, which is no file")
     spec.ClearField("init_from")
     return SpecFile(spec, files, init_from)
 
@@ -127,7 +142,7 @@ def _fill(message: Any, values: Mapping[str, Any], prefix: str) -> None:
         field = fields[name]
         try:
             _set(message, field, value, place)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise SpecFileError(f"{place} cannot be {value!r}: {error}") from error
 
 
@@ -135,28 +150,43 @@ def _set(message: Any, field: Any, value: Any, place: str) -> None:
     """Sets one field.
 
     Raises:
-        SpecFileError: The value is of another kind.
-        TypeError, ValueError: The value is out of the field's range.
+        SpecFileError: The value is of another kind, or out of the range of the field.
+        ValueError: A text has a character that UTF-8 has not.
     """
     if field.message_type is not None:
         if not isinstance(value, Mapping):
             raise SpecFileError(f"{place} must be a table: write [{place}] above its keys")
         if field.message_type.GetOptions().map_entry:
-            getattr(message, field.name).update(value)
+            kind = field.message_type.fields_by_name["value"]
+            for key, each in value.items():
+                getattr(message, field.name)[key] = _scalar(kind, each, f"{place}.{key}")
             return
         getattr(message, field.name).SetInParent()
         _fill(getattr(message, field.name), value, f"{place}.")
     elif field.is_repeated:
         if not isinstance(value, list):
             raise SpecFileError(f"{place} must be a list")
-        getattr(message, field.name).extend(value)
-    elif field.enum_type is not None:
-        setattr(message, field.name, _number(field.enum_type, value, place))
+        for index, each in enumerate(value):
+            getattr(message, field.name).append(_scalar(field, each, f"{place}[{index}]"))
     else:
-        kind, text = _KINDS.get(field.cpp_type, (int, "a whole number"))
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise SpecFileError(f"{place} must be {text}, not {value!r}")
-        setattr(message, field.name, value)
+        setattr(message, field.name, _scalar(field, value, place))
+
+
+def _scalar(field: Any, value: object, place: str) -> Any:
+    """Returns the value of a field that is no table.
+
+    Raises:
+        SpecFileError: It is of another kind, or out of the range of the field.
+    """
+    if field.enum_type is not None:
+        return _number(field.enum_type, value, place)
+    kind, text = _KINDS.get(field.cpp_type, (int, "a whole number"))
+    least, greatest = _RANGES.get(field.cpp_type, (-math.inf, math.inf))
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise SpecFileError(f"{place} must be {text}, not {value!r}")
+    if isinstance(value, int) and not least <= value <= greatest:
+        raise SpecFileError(f"{place} must be {text} from {least:,} to {greatest:,}, not {value}")
+    return value
 
 
 def _number(kind: Any, value: object, place: str) -> int:

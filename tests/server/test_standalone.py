@@ -228,7 +228,17 @@ def test_auto_and_json(spec: Path, tmp_path: Path) -> None:
         ("[files]\ntrain = 'corpus.txt'\n[network]\ncell = 'x'", "network.cell must be rnn"),
         ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = 1.5", "a whole number"),
         ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = true", "a whole number"),
-        ("[files]\ntrain = 'corpus.txt'\n[network]\nlayers = -1", "network.layers cannot be -1"),
+        (
+            "[files]\ntrain = 'corpus.txt'\n[network]\nlayers = -1",
+            "network.layers must be a whole number from 0 to 4,294,967,295, not -1",
+        ),
+        ("tags.a = 3\n[files]\ntrain = 'corpus.txt'", "tags.a must be a text, not 3"),
+        (
+            "[files]\ntrain = 'corpus.txt'\n[network]\nsoftmax_clusters = [5, 'a']",
+            "network.softmax_clusters[1] must be a whole number, not 'a'",
+        ),
+        ("nodes = 2\n[files]\ntrain = 'corpus.txt'", "nodes is for a server: leave it out, and"),
+        ("init_from = 'none'\n[files]\ntrain = 'corpus.txt'", "none', which is no file"),
         ("network = 5\n[files]\ntrain = 'corpus.txt'", "network must be a table"),
         ("request_id = 'a'\n[files]\ntrain = 'corpus.txt'", "is for a server"),
         ("= 5", "is not TOML"),
