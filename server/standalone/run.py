@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from treadle.model import Model, Progress, Trainer
 from treadle.model.atomic_files import remove_leftovers
 from treadle.model.config import TrainConfig
+from treadle.model.errors import LoadError
 from treadle.model.training.checkpoint import settled_config
 from treadle.server.standalone.asked_run import ASKED_FILE, check_asked
 
@@ -44,7 +45,7 @@ class RunFiles:
     output: Path
     """The model file that it makes."""
     checkpoints: Path
-    """The folder of its checkpoint."""
+    """The folder of its checkpoint, which exists."""
 
 
 class _LeftError(Exception):
@@ -81,9 +82,8 @@ class Run:
         self._due = time.monotonic() + interval_s
         self.interrupted = False
         """Set by a signal: the run is to write its checkpoint and leave."""
-        files.checkpoints.mkdir(parents=True, exist_ok=True)
         remove_leftovers(files.checkpoints)
-        init_from = None if files.init_from is None else Model.load(files.init_from)
+        init_from = None if files.init_from is None else _loaded(files.init_from)
         is_begun = any((files.checkpoints / name).exists() for name in _STATE_FILES)
         check_asked(files.checkpoints, config, files.corpus, files.init_from, is_begun=is_begun)
         self._trainer = Trainer(
@@ -161,3 +161,15 @@ class Run:
 
     def _write(self) -> None:
         self._trainer.save_state(self._state)
+
+
+def _loaded(path: Path) -> Model:
+    """Returns the model that a run starts from.
+
+    Raises:
+        LoadError: It cannot be used; the message names it.
+    """
+    try:
+        return Model.load(path)
+    except LoadError as error:
+        raise LoadError(f"init_from {path} cannot be used: {error}") from error

@@ -19,7 +19,8 @@ from treadle.model.errors import PackageError
 from treadle.model.training.ranks.join import join
 from treadle.server.messages.requests import train_config
 from treadle.server.resources.process_status import with_descendants
-from treadle.server.standalone.command import main
+from treadle.server.standalone.held_folder import held
+from treadle.server.standalone.main import main
 from treadle.server.standalone.run import Run, RunFiles
 from treadle.server.standalone.spec_file import SpecFileError, read_spec_file
 
@@ -163,6 +164,7 @@ def test_a_report_that_fails_ends_the_run_at_once(
     """Not when Python collects it: the other ranks would wait for what comes meanwhile."""
     made = read_spec_file(spec)
     made.spec.model = "m"
+    (tmp_path / "state").mkdir()
     files = RunFiles(made.files, None, tmp_path / "model", tmp_path / "state")
     run = Run(train_config(made.spec), files, 1, 10.0, None)
     begin = run._trainer.run
@@ -263,6 +265,55 @@ def test_a_setting_at_fault_is_named_as_in_the_file(
     assert "network.hidden_size must be" in capsys.readouterr().err
     assert main([str(written(spec, SPEC))]) == 2
     assert "has no key `model`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "place", "fault"),
+    [
+        ("--output", "", "is a folder: name a file"),
+        ("--output", "corpus.txt/model", "and it cannot be made ("),
+        ("--checkpoint-dir", "corpus.txt", "name one for the checkpoint by --checkpoint-dir"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_an_error_before_the_run(
+    flag: str, place: str, fault: str, spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(spec), "--output", str(spec.parent / "model"), flag, str(spec.parent / place)]
+    assert main(words) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_checkpoint(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would replace that of the other."""
+    folder = tmp_path / "made" / "state"
+    words = [str(spec), "--output", str(tmp_path / "model"), "--checkpoint-dir", str(folder)]
+    with held(folder):
+        assert main(words) == 1
+    assert f"another treadle-train uses {folder}" in capsys.readouterr().err
+    with held(folder):
+        assert not [*folder.iterdir()]
+
+
+def test_a_damaged_first_model_is_named(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "first", "damaged")
+    written(spec, f'init_from = "first"\n{SPEC}')
+    with at_default_signals():
+        assert main([str(spec), "--output", str(tmp_path / "model")]) == 1
+    assert f"init_from {tmp_path / 'first'} cannot be used: " in capsys.readouterr().err
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback() -> None:
+    """The module that the program begins with imports nothing that takes long."""
+    listed = "import sys; before = {*sys.modules}; import treadle.server.standalone.command; "
+    listed += "print(*{*sys.modules} - before)"
+    found = subprocess.run([sys.executable, "-P", "-c", listed], capture_output=True, check=True)
+    loaded = found.stdout.decode().split()
+    assert "treadle.server.standalone.command" in loaded
+    assert not {"argparse", "dataclasses", "json", "pathlib", "treadle.server.config"} & {*loaded}
 
 
 def test_mpirun_needs_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
