@@ -115,7 +115,20 @@ def _fault(address: str) -> str:
         shown = host if re.fullmatch(r"[\w.:\[\]-]+:[0-9]+", host) else "HOST:PORT"
         hint = " with --tls (tls=True in Python)" if address.lower().startswith("https") else ""
         return f"is a URL, not a host and a port; give {shown}{hint}"
+    if address.startswith(DNS):
+        return _dns_fault(address.removeprefix(DNS))
     return "" if address.startswith(_OTHER_SCHEMES) else _tcp_fault(address)
+
+
+def _dns_fault(name: str) -> str:
+    if name.startswith("//"):  # the server of the DNS may stand before the third slash
+        _, slash, name = name.removeprefix("//").partition("/")
+        if not slash:
+            return "lacks the third slash before the name; write dns:///NAME:PORT"
+    if "," in name:
+        return "has several names; give HOST:PORT,HOST:PORT, or one name as dns:///NAME:PORT"
+    fault = _tcp_fault(name)
+    return fault and f"{fault.partition(';')[0]}; write dns:///NAME:PORT"
 
 
 def _tcp_fault(address: str) -> str:
