@@ -38,8 +38,15 @@ class ArgumentNames:
     """Names by argument or by path of a field; an argument that is absent keeps its own name."""
     are_flags: bool = False
     """Whether these are flags of a command line."""
+    connects_by_flags: bool = False
+    """Whether the connection has flags, and only the fields are those of a file."""
     switches: frozenset[str] = frozenset()
     """Flags that take no value: they are added, not set."""
+
+    @property
+    def has_flags_to_connect(self) -> bool:
+        """Whether the connection has flags."""
+        return self.are_flags or self.connects_by_flags
 
 
 PYTHON = ArgumentNames()

@@ -97,14 +97,15 @@ def connection_sentence(details: str, peer: Peer, interface: ArgumentNames) -> s
     """
     address = _failed_address(details, peer)
     if re.search(r"connection refused", details, re.IGNORECASE):
-        another = "name another with --server" if interface.are_flags else "give another address"
+        by_flag = interface.has_flags_to_connect
+        another = "name another with --server" if by_flag else "give another address"
         return f"nothing listens at {address}: start treadle-server, or {another}"
     faults = _TLS_FAULTS if peer.tls else ()
     for pattern, meaning in (*faults, *_CONNECTION_FAULTS):
         if re.search(pattern, details, re.IGNORECASE):
             if _CLOSED_AT_ONCE.search(details):
                 meaning = _CLOSED_TLS if peer.tls else _CLOSED_PLAINTEXT
-            tls = "--tls" if interface.are_flags else "tls"
+            tls = "--tls" if interface.has_flags_to_connect else "tls"
             meaning = meaning.format(remedy=_certificate_remedy(peer), tls=tls)
             return f"cannot reach a Treadle server at {address}: {meaning}"
     return details or f"cannot reach a Treadle server at {address}"

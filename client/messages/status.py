@@ -122,7 +122,8 @@ def _sentence(code: str, details: str, peer: Peer, interface: ArgumentNames) -> 
     if code == "UNAVAILABLE":
         return connection_sentence(details, peer, interface)
     if code == "UNAUTHENTICATED" and not (peer.has_token or peer.has_certificate):
-        remedy = "--token-file, or set TREADLE_TOKEN" if interface.are_flags else "token"
+        by_flag = interface.has_flags_to_connect
+        remedy = "--token-file, or set TREADLE_TOKEN" if by_flag else "token"
         return f"the server at {address} serves known callers only: give {remedy}"
     if code == "UNAUTHENTICATED" and peer.has_token and details:
         return _token_sentence(details, peer)

@@ -182,3 +182,14 @@ def test_a_sweep_of_refused_trials_has_no_model(real_server: str, tmp_path: Path
     sentence = complaint(run(real_server, "sweep", spec, "--quiet"), 1)
     assert "embedding_size must be" in sentence
     assert "--embedding-size" not in sentence
+
+
+def test_the_connection_has_flags_and_settings_have_keys(real_server: str, tmp_path: Path) -> None:
+    nowhere = ("sweep", written(tmp_path, "nowhere"), "--reconnect", "0")
+    said = complaint(run("127.0.0.1:1", *nowhere), 3)
+    assert "nothing listens at 127.0.0.1:1" in said
+    assert "name another with --server" in said
+    spec = Path(written(tmp_path, "keys"))
+    spec.write_text(spec.read_text().replace("window = 8", "window = 100000000"))
+    said = complaint(run(real_server, "sweep", str(spec), "--quiet"), 1)
+    assert said.startswith("treadle: window must be ")

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from treadle.client.argument_names import PYTHON
+from treadle.client.argument_names import ArgumentNames
 from treadle.client.cli.connect import connect
 from treadle.client.cli.display.console import Console
 from treadle.client.cli.options.parser import Commands
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from treadle.client.cli.display.output_file import check_output
     from treadle.client.sweep.spec_reader import load_spec
 
-    # Errors name settings as the file does, and not the flags of another command.
-    console.argument_names = lambda: PYTHON
+    console.argument_names = _argument_names
     spec = load_spec(args.spec)
     if args.out:
         check_output(args.out)
@@ -81,6 +80,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"`{_again(args.spec)}` continues the sweep, `{_again(args.spec)} --cancel` stops them"
         )
         return follow(sweep, report, args.out)
+
+
+def _argument_names() -> ArgumentNames:
+    """Returns the names of settings as the file has them, and the flags of the connection."""
+    from treadle.client.cli.options.flag_names import COMMON_NAMES, flag_names
+
+    parser = argparse.ArgumentParser()
+    add_connection(parser)
+    return ArgumentNames(COMMON_NAMES | flag_names(parser), connects_by_flags=True)
 
 
 def follow(sweep: Sweep, report: SweepReport, out: str) -> int:
