@@ -243,9 +243,27 @@ def test_wrong_credentials_and_missing_buckets_are_named_at_the_start(
     with pytest.raises(StoreError, match=r"s3://absent/p cannot be used: there is no such bucket"):
         open_blobs("s3://absent/p")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
-    with pytest.raises(StoreError, match="refuse this server") as caught:
+    with pytest.raises(StoreError, match=r"refuse this server: .*; give credentials in") as caught:
         open_blobs(s3_server.url("p"))
     assert "hidden-secret" not in str(caught.value)
+    assert "xml" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("s3://a/p", "AWS_ENDPOINT_URL"), ("az://a/p", "AZURE_STORAGE_ENDPOINT")],
+)
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:9000", "localhost", "http://", "http://a b", "https://a:99999", "ftp://a"]
+)
+def test_an_endpoint_that_is_no_url_is_named(
+    url: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """obstore would panic."""
+    pytest.importorskip("obstore")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=f"the variable {name} is no URL: write http://HOST:PORT"):
+        open_blobs(url)
 
 
 def test_a_lost_mount_is_not_an_empty_store(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import (
@@ -80,6 +82,7 @@ class ObjectStore(BlobStore):
 
     def __init__(self, url: str) -> None:
         self.name = url
+        _check_endpoint(url)
         try:
             # Two clients, since a limit of time holds for all requests of one.
             self._calls = _client(url, {"timeout": timedelta(seconds=_CALL_S)})
@@ -185,10 +188,14 @@ class ObjectStore(BlobStore):
             self.delete([key])
         except FileNotFoundError:
             raise StoreError(
-                f"--blobs-url {self.name} cannot be used: there is no such bucket"
+                f"--blobs-url {self.name} cannot be used: there is no such bucket or container; "
+                "make it first, or name another"
             ) from None
         except BlobsUnavailableError as error:
-            raise StoreError(f"--blobs-url cannot be used: {error}") from error
+            remedy = ""
+            if isinstance(error.__cause__, _REFUSED):
+                remedy = "; give credentials in the environment that may read and write there"
+            raise StoreError(f"--blobs-url cannot be used: {error}{remedy}") from error
         if not self.exclusive:
             logger.warning(
                 "%s ignores If-None-Match: the database alone decides who gets a version", self.name
@@ -203,7 +210,7 @@ def _client(url: str, limits: ClientConfig) -> RemoteStore:
     """
     client: ClientConfig = {"connect_timeout": timedelta(seconds=_CONNECT_S), **limits}
     for name in _ENDPOINTS.get(url.partition(":")[0], ()):
-        if os.environ.get(name, "").startswith("http:"):  # as the user chose
+        if os.environ.get(name, "").lower().startswith("http:"):  # as the user chose
             client["allow_http"] = True
     retry: RetryConfig = {
         "max_retries": _RETRIES,
@@ -218,6 +225,26 @@ def _client(url: str, limits: ClientConfig) -> RemoteStore:
     return found
 
 
+def _check_endpoint(url: str) -> None:
+    """Checks the variables that name another server: obstore panics at what is no URL.
+
+    Raises:
+        StoreError: One has no URL. The message does not repeat it, since it may hold a key.
+    """
+    for name in _ENDPOINTS.get(url.partition(":")[0], ()):
+        value = os.environ.get(name, "")
+        try:
+            parts = urlsplit(value)
+            is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            is_url = False
+        if value and (not is_url or re.search(r"\s", value)):
+            raise StoreError(
+                f"the variable {name} is no URL: write http://HOST:PORT, or https://HOST:PORT"
+            )
+
+
 def _reason(error: Exception) -> str:
     """Returns the first line of an error of obstore; details for its developers follow it."""
-    return str(error).partition("\n")[0].strip().rstrip(".")
+    line = str(error).partition("\n")[0]
+    return line.partition(": <?xml")[0].strip().rstrip(".")
