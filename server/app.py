@@ -33,7 +33,7 @@ from treadle.server.address import AddressError, address_fault
 from treadle.server.config import PUBLIC_SERVICES, MalformedSettingError, ServerConfig, SettingError
 from treadle.server.errors import unavailable
 from treadle.server.exposure_warning import exposure_warning
-from treadle.server.failures import DatabaseError
+from treadle.server.failures import DatabaseError, DatabaseUrlError
 from treadle.server.http.metrics_page import MetricsPage
 from treadle.server.inference.admission import Admission
 from treadle.server.inference.generate import GenerateHandler
@@ -483,7 +483,7 @@ def run(config: ServerConfig) -> int:
             logger.critical("%s", error)
         else:
             print(f"treadle-server: {error}", file=sys.stderr)
-        return 2 if isinstance(error, MalformedSettingError) else 1
+        return 2 if isinstance(error, DatabaseUrlError | MalformedSettingError) else 1
     leave_threads()
     return 0
 

@@ -39,6 +39,10 @@ class DatabaseError(Exception):
     """The database cannot be used, or not for what was asked. The message is one sentence."""
 
 
+class DatabaseUrlError(DatabaseError):
+    """The URL of the database is malformed. The message does not repeat it."""
+
+
 class DamagedDatabaseError(DatabaseError):
     """The file of the database is damaged where it was read."""
 

@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from treadle.server.config import MalformedSettingError
+from treadle.server.failures import DatabaseUnavailableError
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.resources import thread_pools
 from treadle.server.storage.blobs.opening import open_blobs, url_fault
@@ -53,8 +54,13 @@ class Sharing:
         name = f"{host}-{secrets.token_hex(4)}"
         self.replica = Replica(name, config.address, config.lease_s)
         """This server."""
-        self.database = open_database(config.database_url)
-        """The database, opened; the data directory closes it."""
+        try:
+            self.database = open_database(config.database_url)
+            """The database, opened; the data directory closes it."""
+        except DatabaseUnavailableError as error:
+            raise DatabaseUnavailableError(
+                f"{error}: start it, or correct --database-url"
+            ) from error
         try:
             self.blobs = open_blobs(config.blobs_url)
             """The store, opened; the data directory closes it."""

@@ -152,6 +152,23 @@ def test_a_malformed_setting_ends_with_2(words: tuple[str, ...], said: str, tmp_
     assert said in complaint(done, 2)
 
 
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        ("postgresql://a:b@c@d/e", 2, "--database-url is malformed: write postgresql://USER:PASS"),
+        ("postgresql://127.0.0.1/e?shoe=1", 2, "and no parameters but those of libpq"),
+        ("postgresql://127.0.0.1:1/e", 1, "refused): start it, or correct --database-url"),
+    ],
+)
+def test_a_database_url_that_cannot_be_used_is_said_with_the_remedy(
+    url: str, code: int, said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("psycopg")
+    blobs = ("--blobs-url", (tmp_path / "blobs").as_uri())
+    done = run("--data-dir", str(tmp_path / "data"), "--database-url", url, *blobs)
+    assert said in complaint(done, code)
+
+
 def test_a_busy_port_is_said_alone(start: Start, tmp_path: Path) -> None:
     server = start()
     done = run("--address", server.address, "--data-dir", str(tmp_path / "other"))

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from treadle.server.failures import DatabaseError
+from treadle.server.failures import DatabaseUrlError
 
 _DEFAULTS: dict[str, Any] = {
     "application_name": "treadle",
@@ -37,16 +37,16 @@ class ConnectionSettings:
         """Returns the settings of a URL.
 
         Raises:
-            DatabaseError: It is malformed; the message does not repeat it.
+            DatabaseUrlError: It is malformed; the message does not repeat it.
         """
         try:
             found: dict[str, Any] | None = conninfo_to_dict(url)
         except psycopg.Error:
             found = None
         if found is None or _is_torn(found):
-            raise DatabaseError(
-                "the URL of the database is malformed: write "
-                "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for special characters"
+            raise DatabaseUrlError(
+                "--database-url is malformed: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, "
+                "with %XX for special characters and no parameters but those of libpq"
             )
         host = found.get("host") or found.get("hostaddr") or "localhost"
         name = found.get("dbname") or found.get("user") or "treadle"
