@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from treadle.benchmarks.scale.formulas import Formulas
+from treadle.benchmarks.scale.workload import GIB
 
 MOST_MACHINES = 1e7
 """A part that is not full here is no limit."""
@@ -73,8 +74,9 @@ def limits(formulas: Formulas) -> list[Limit]:
             lambda machines: (
                 connections(machines) * constants.backend_bytes / workload.database_memory
             ),
-            "a process for each",
-            "PgBouncer in front of all but the one connection of each server that listens",
+            "a process for each; PgBouncer does not help, since a server keeps its connections",
+            "256 GB of memory; then a database for each group of machines",
+            {"database_memory": 256.0 * GIB},
         ),
         Limit(
             "news of events",
