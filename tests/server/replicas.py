@@ -62,15 +62,18 @@ class Replicas:
         self._environment = environment
         self._lock = threading.Lock()
         self._ended: list[Server] = []
+        self._addresses = ["127.0.0.1:0"] * count
         self.servers: list[Server | None] = [None] * count
         """The servers; None: it was killed, and does not answer yet."""
         for place in range(count):
             self.start(place)
 
     def start(self, place: int) -> None:
-        """Starts the server of a place, with the data directory of the one before."""
+        """Starts the server of a place, with data directory and address of the one before."""
         folder = self._root / f"replica-{place}"
-        server = Server(folder, *self._flags, environment=self._environment)
+        flags = ("--address", self._addresses[place], *self._flags)
+        server = Server(folder, *flags, environment=self._environment)
+        self._addresses[place] = server.address
         with self._lock:
             self.servers[place] = server
 
@@ -94,6 +97,11 @@ class Replicas:
                 os.kill(pid, signal.SIGKILL)
                 return True
         return False
+
+    @property
+    def address(self) -> str:
+        """The address of all servers, as a client takes it."""
+        return ",".join(self._addresses)
 
     def any(self) -> Caller:
         """Returns the caller of a server that runs, each time of another one."""

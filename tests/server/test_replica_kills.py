@@ -1,13 +1,17 @@
-"""Twelve jobs on two and on four servers, of which one or a process is killed again and again."""
+"""A sweep of twelve jobs on two and on four servers, while servers and processes are killed."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 from services.postgresql import PostgresqlServer
 from services.s3 import S3Server
@@ -19,52 +23,130 @@ from treadle.server.storage.shared.job_checkpoint import read_checkpoint
 from treadle.server.storage.shared.orphan_sweep import sweep_orphans
 from treadle.v1 import sequence_pb2 as pb
 
-from .harness import PATIENCE_S, TEXT, Server, tiny_spec
+from .harness import PATIENCE_S, TEXT, Caller, Server
 from .replicas import Follower, Replicas, exported_weights
 
 pytestmark = pytest.mark.shared
 
 JOBS = 12
 KILLS = 30
-STEPS = 100_000
+STEPS = 60_000
+SWEEP = f"""
+[sweep]
+name = "kills"
+model = "killed"
+method = "grid"
+parallel = {JOBS}
+prune = false
+alias = "best"
+[files]
+train = "corpus.txt"
+[train]
+layers = 2  # dropout is between them
+hidden_size = 8
+embedding_size = 4
+batch_size = 2
+window = 8
+max_steps = {STEPS}
+sample_tokens = 4
+progress_interval_s = 0.1
+validation_interval_steps = {STEPS // 10}
+[search]
+dropout = [0.1, 0.2, 0.3]
+learning_rate = [0.001, 0.002, 0.005, 0.01]
+"""
 
 
-def spec_of(number: int) -> pb.TrainSpec:
-    """Returns the spec of one of the jobs; each makes other weights."""
-    spec = tiny_spec(f"model-{number}", max_steps=STEPS)
-    spec.seed = number + 1
-    spec.network.dropout = 0.1
-    spec.report.progress_interval_s = 0.1
-    spec.report.validation_interval_steps = STEPS // 10
-    return spec
+class SweepCommand:
+    """`treadle sweep` as a process, which may be killed and is then run again.
+
+    Args:
+        folder: Where its files are.
+        address: Of the servers.
+    """
+
+    def __init__(self, folder: Path, address: str) -> None:
+        (folder / "corpus.txt").write_bytes(TEXT)
+        (folder / "sweep.toml").write_text(SWEEP)
+        self._folder = folder
+        self._address = address
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        words = ["sweep", str(self._folder / "sweep.toml"), "--json"]
+        with (self._folder / "sweep.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "treadle.client", "--server", self._address, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> bool:
+        """Kills the command with SIGKILL and runs it again; returns whether it still ran."""
+        if self.process.poll() is not None:
+            return False
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+        self.process = self._started()
+        return True
+
+    def wait(self) -> None:
+        """Waits for its end, which is that of the sweep."""
+        assert self.process.wait(10 * PATIENCE_S) == 0, self.log
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return (self._folder / "sweep.log").read_text()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+
+def jobs_of(caller: Caller) -> dict[int, pb.Job]:
+    """Returns the jobs of the sweep by the number of the trial; each trial has one."""
+    request = pb.ListJobsRequest(tags={"sweep": "kills"}, page_size=1000)
+    jobs = caller.stub.ListJobs(request, timeout=PATIENCE_S).jobs
+    found = {int(job.spec.tags["trial"]): job for job in jobs}
+    assert len(found) == len(jobs)
+    return found
+
+
+def weights_of(caller: Caller) -> dict[int, bytes]:
+    """Returns the weights of all trials, from the version that each has stored."""
+    return {
+        trial: exported_weights(caller, job.model, job.version)
+        for trial, job in jobs_of(caller).items()
+    }
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
-    """The weights of all jobs on a server that nobody disturbs."""
-    server = Server(tmp_path_factory.mktemp("calm") / "data", "--training-slots", "2")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, bytes]]:
+    """The weights of all trials on a server that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("calm")
+    server = Server(folder / "data", "--training-slots", "2")
+    sweep = SweepCommand(folder, server.address)
     try:
-        running = [server.caller.train(spec_of(number), TEXT) for number in range(JOBS)]
-        jobs = {next(events).job for events in running}
-        end = time.monotonic() + 10 * PATIENCE_S
-        while jobs:
-            time.sleep(0.5)
-            assert time.monotonic() < end, "the jobs do not end"
-            jobs -= {job for job in jobs if server.caller.job(job).HasField("end_time")}
-        yield [exported_weights(server.caller, f"model-{number}") for number in range(JOBS)]
+        sweep.wait()
+        yield weights_of(server.caller)
     finally:
+        sweep.close()
         server.close()
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_jobs_survive_kills(
+def test_a_sweep_survives_kills(
     tmp_path: Path,
     postgresql_server: PostgresqlServer,
     own_s3_server: S3Server,
-    undisturbed: list[bytes],
+    undisturbed: dict[int, bytes],
     monkeypatch: pytest.MonkeyPatch,
     count: int,
 ) -> None:
+    assert len(set(undisturbed.values())) == JOBS
     for name, value in own_s3_server.environment.items():
         monkeypatch.setenv(name, value)
     name = postgresql_server.new_database()
@@ -77,13 +159,28 @@ def test_jobs_survive_kills(
     chance = random.Random(count)
     killed = {"server": 0, "worker": 0}
     met = 0
+    commands = 0
+    sweep = SweepCommand(tmp_path, replicas.address)
+    followers: dict[str, list[Follower]] = {}
+
+    def follow() -> None:
+        """Follows each job of the sweep twice as soon as it is there."""
+        with suppress(
+            grpc.RpcError, ValueError
+        ):  # its server was killed; the next round asks another
+            for job in jobs_of(replicas.any()).values():
+                if job.id not in followers:
+                    followers[job.id] = [Follower(replicas, job.id) for _ in range(2)]
+                    for follower in followers[job.id]:
+                        follower.start()
+
+    def running() -> bool:
+        """Returns whether a job may still run."""
+        return len(followers) < JOBS or any(not pair[0].ended for pair in followers.values())
+
     try:
-        running = [replicas.any().train(spec_of(number), TEXT) for number in range(JOBS)]
-        jobs = [next(events).job for events in running]
-        followers = [Follower(replicas, job) for job in jobs for _ in range(2)]
-        for follower in followers:
-            follower.start()
         while sum(killed.values()) < KILLS:
+            follow()
             time.sleep(chance.uniform(0.1, 2.5))
             what = chance.choice(["server", "worker"])
             place = chance.randrange(count)
@@ -92,25 +189,31 @@ def test_jobs_survive_kills(
             elif replicas.kill(place):
                 killed[what] += 1
                 threading.Thread(target=replicas.start, args=(place,)).start()
-            met += any(not follower.ended for follower in followers)
-        end = time.monotonic() + 10 * PATIENCE_S
-        for follower in followers:
-            follower.join(max(0.0, end - time.monotonic()))
+            if chance.random() < 0.1:
+                commands += sweep.kill()
+            met += running()
+        sweep.wait()
         while None in replicas.servers:
             time.sleep(0.1)
-        faults = [fault for follower in followers for fault in follower.faults]
-        assert faults == []
-        first, second = followers[::2], followers[1::2]
-        for one, other in zip(first, second, strict=True):
+        follow()
+        assert len(followers) == JOBS
+        end = time.monotonic() + PATIENCE_S
+        for one, other in followers.values():
+            one.join(max(0.0, end - time.monotonic()))
+            other.join(max(0.0, end - time.monotonic()))
+            assert one.faults + other.faults == []
             assert one.events == other.events
-        for number, weights in enumerate(undisturbed):
-            model = f"model-{number}"
-            found = replicas.any().stub.GetModel(pb.GetModelRequest(model=model))
-            assert list(found.versions) == [found.model.version]
-            assert exported_weights(replicas.any(), model) == weights
-        reconnections = sum(follower.reconnections for follower in followers)
-        print(f"{count} servers: {killed}, {met} rounds while jobs ran, {reconnections=}")
+        found = replicas.any().stub.GetModel(pb.GetModelRequest(model="killed"))
+        jobs = jobs_of(replicas.any()).values()
+        assert sorted(found.versions) == sorted(job.version for job in jobs)
+        assert weights_of(replicas.any()) == undisturbed
+        reconnections = sum(each.reconnections for pair in followers.values() for each in pair)
+        print(
+            f"{count} servers: {killed}, {commands} times the command, {met} rounds while jobs ran"
+        )
+        print(f"{reconnections=}")
     finally:
+        sweep.close()
         replicas.close()
     database = open_database(url)
     check_blobs(blobs_url, database)
