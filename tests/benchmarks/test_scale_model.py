@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from treadle.benchmarks import scale_model
-from treadle.benchmarks.scale import measure_blobs, measure_database
+from treadle.benchmarks.scale import measure_blobs, measure_database, programs
 from treadle.benchmarks.scale.comparison import Comparison, standard_error
 from treadle.benchmarks.scale.constants import Constants, Measured
 from treadle.benchmarks.scale.formulas import Formulas, erlang_c, queue_wait_s
@@ -272,6 +273,19 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(SystemExit):
         scale_model.main(arguments)
     assert named in capsys.readouterr().err
+
+
+def test_programs_are_found_where_the_environment_is_not_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("bin", "mine"), ("path", "mine"), ("path", "second")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert programs.find("mine") == str(tmp_path / "bin" / "mine")
+    assert programs.find("first", "second") == str(tmp_path / "path" / "second")
+    assert programs.find("none") is None
 
 
 @pytest.mark.shared
