@@ -169,4 +169,10 @@ class Follower(threading.Thread):
         return found
 
 
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED)
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+    # On a busy machine a job may wait for longer than a call.
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)

@@ -103,6 +103,8 @@ def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_afterwards(
             assert all(blobs.head(key) is not None for key in named)
             return row, database.events(job, 0, 10_000, 1 << 30), database.versions()
 
+        # The other server gives the job back a moment after its end.
+        wait_for(lambda: not database.job(job).holder)  # type: ignore[union-attr]
         before = everything()
         stopped.process.send_signal(signal.SIGCONT)
         wait_for(lambda: "continues elsewhere" in stopped.log)
@@ -184,7 +186,10 @@ def test_the_database_stops_for_a_while(
             follower.join(10 * OUTAGE_S)
         assert [fault for follower in followers for fault in follower.faults] == []
         assert all(follower.events == followers[0].events for follower in followers)
+        # This server may be a moment later to find the database again.
+        wait_for(lambda: not is_unavailable(lambda: one.job(job)))
         assert exported_weights(one, "m") == undisturbed
+        wait_for(lambda: open_fence(url, job) != fence)
         assert open_fence(url, job) == fence + 1, "the job has changed hands"  # it was given back
     finally:
         replicas.close()
