@@ -191,7 +191,9 @@ class Job:
         Raises:
             LostLeaseError: The job is not this server's any more.
         """
-        return await self._patiently(self.whole)
+        row = await self._patiently(self.whole)
+        self.lease.check(self.id)  # it may be lost since it was asked for
+        return row
 
     def news(self) -> asyncio.Event:
         """Returns an asyncio event that is set at the next event of the job."""

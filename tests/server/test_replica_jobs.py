@@ -1073,3 +1073,29 @@ def test_a_job_that_is_lost_before_its_process_starts_leaves_nothing_behind(
             assert only.jobs._runner._no_process_needed == {}
 
     asyncio.run(run())
+
+
+def test_a_job_that_is_lost_while_its_row_is_read_is_not_begun(
+    data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        def stays() -> ScriptedWorker:
+            return ScriptedWorker(model, saves=False)
+
+        async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
+            whole = Job.whole
+
+            async def late(job: Job) -> Any:
+                row = await whole(job)
+                if only.workers.given:
+                    assert only.jobs.replica is not None
+                    only.jobs.replica.lose(job)
+                return row
+
+            monkeypatch.setattr(Job, "whole", late)
+            only.jobs.open()
+            await only.submit(data_dir)
+            await until(lambda: only.workers.given and not only.jobs.queue.tasks())
+            assert only.workers.given[0].sent == []
+
+    asyncio.run(run())
