@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mpirun import needs_mpi, on_ranks
 
 from treadle.model.errors import ConfigError, PackageError
 from treadle.model.network.ranks import ranks as ranks_module
@@ -134,6 +135,35 @@ def test_rank_0_waits_for_no_rank_that_is_lost(
         ranks.wait(["request"])
     assert ranks.is_broken
     assert seen[0] == pytest.approx(looks, rel=0.1)
+
+
+_LEAVING = """
+import os, signal, sys
+from treadle.model.network.ranks import ranks as module
+from treadle.model.training.ranks.follower import follow_to_the_end
+from treadle.model.training.ranks.join import join
+
+module._LOST_S = 1.0
+ranks = join()
+if ranks.leads:
+    ranks.leave()
+    print("left")
+else:
+    if sys.argv[1:]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sys.exit(follow_to_the_end(ranks))
+"""
+
+
+@needs_mpi
+def test_a_rank_that_hangs_at_the_end_is_given_up() -> None:
+    """Not by MPI, whose end waits for all ranks."""
+    done = on_ranks(2, "-c", _LEAVING)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+    stuck = on_ranks(2, "-c", _LEAVING, "stuck")
+    assert stuck.returncode != 0
+    assert "has not answered for 1 s" in stuck.stderr
+    assert not stuck.stdout.startswith("left")
 
 
 def test_nothing_is_exchanged_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

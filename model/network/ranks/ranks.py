@@ -239,6 +239,11 @@ class Ranks:
         """Returns an object of every rank, in order; all ranks call this together."""
         return list(self._world.allgather(own))
 
+    def meet(self) -> None:
+        """Waits until every rank has come to this call."""
+        with self.together():
+            self.wait([self._world.Ibarrier()])
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Notes that nothing can be exchanged any more where what happens within fails."""
@@ -256,6 +261,7 @@ class Ranks:
             try:
                 self.command("quit")
                 self.wait([request for request, _ in self._sent])
+                self.meet()  # the end of MPI itself waits for a rank that hangs, and for ever
             except LostRankError as error:
                 print(error, file=sys.stderr)
             else:

@@ -48,6 +48,7 @@ def follow(ranks: Ranks) -> None:
         while True:
             command, arguments = ranks.next_command()
             if command == "quit":
+                ranks.meet()
                 return
             getattr(follower, command)(*arguments)
     finally:
