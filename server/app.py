@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -563,13 +565,23 @@ def _http_server(
 
 
 def _executor(config: ServerConfig) -> Executor:
-    """Returns what runs the processes of jobs."""
+    """Returns what runs the processes of jobs.
+
+    Raises:
+        SettingError: There is no program of the name that starts several processes.
+    """
     if not config.training_slots:  # no process stands by, and no cluster is asked for
         return WorkerPool(0)
     if config.executor == "ray":
         from treadle.server.jobs.executors.ray_executor import RayExecutor
 
         return RayExecutor(config.ray_address, config.min_free_bytes)
+    program = next(iter(shlex.split(config.mpirun)), "")
+    if program and shutil.which(program) is None:
+        raise SettingError(
+            "mpirun",
+            f"begins with {program!r}, which is no program here: install it, or correct it",
+        )
     return WorkerPool(config.standby_workers, config.mpirun)
 
 

@@ -169,6 +169,12 @@ def test_a_database_url_that_cannot_be_used_is_said_with_the_remedy(
     assert said in complaint(done, code)
 
 
+def test_a_missing_mpirun_is_said_at_the_start(tmp_path: Path) -> None:
+    words = ("--mpirun", "no-mpirun --hostfile x", "--address", "127.0.0.1:0")
+    done = run("--data-dir", str(tmp_path / "data"), *words)
+    assert "--mpirun begins with 'no-mpirun', which is no program here" in complaint(done, 1)
+
+
 def test_a_busy_port_is_said_alone(start: Start, tmp_path: Path) -> None:
     server = start()
     done = run("--address", server.address, "--data-dir", str(tmp_path / "other"))
