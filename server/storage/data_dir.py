@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.model.atomic_files import remove_leftovers
-from treadle.server.failures import DatabaseError
+from treadle.server.failures import BlobsUnavailableError, DatabaseError
 from treadle.server.storage import files
 from treadle.server.storage.corpora import Corpora
 from treadle.server.storage.database import Database
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CACHE = "cache"
+"""The folder that a workspace has, and no other data directory."""
 DATABASE_FILE = "treadle.db"
 REPAIRED_FILE = "treadle.db.repaired"
 """A database that a repair has made, before it replaces the damaged one."""
@@ -92,8 +94,11 @@ class DataDir:
                 root.mkdir(
                     mode=0o700, parents=True, exist_ok=True
                 )  # models contain text of their corpora
-                if shared is not None:
+                if shared is None:
+                    _check_own(root)
+                else:
                     _check_workspace(root)
+                    shared.check()
                 files.make_directory(models)
                 opened.enter_context(files.lock(root))
                 files.make_directory(jobs)
@@ -113,7 +118,7 @@ class DataDir:
                 files.sync(root)
             except OSError as error:
                 raise files.unusable(root, error) from error
-            except DatabaseError as error:
+            except (BlobsUnavailableError, DatabaseError) as error:
                 raise StoreError(str(error)) from error
             self._opened = opened.pop_all()
 
@@ -163,6 +168,19 @@ def _check_repaired(root: Path) -> None:
         raise StoreError(
             f"a repair of the database in {root} was interrupted: run treadle-server --fsck "
             f"--repair --data-dir {root} once more"
+        )
+
+
+def _check_own(root: Path) -> None:
+    """Checks that a directory may have the data of a server that shares none.
+
+    Raises:
+        StoreError: It is the workspace of another kind of server, which could use it no more.
+    """
+    if (root / _CACHE).is_dir() and not (root / DATABASE_FILE).exists():
+        raise StoreError(
+            f"the data directory {root} is the workspace of a server with --database-url: give "
+            "--database-url and --blobs-url, or name another --data-dir"
         )
 
 

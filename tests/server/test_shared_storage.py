@@ -815,6 +815,28 @@ def test_a_workspace_is_emptied_and_no_data_of_a_single_server(tmp_path: Path) -
     opened.close()
 
 
+def test_a_workspace_is_no_data_directory_of_a_single_server(tmp_path: Path) -> None:
+    """A server that lost its --database-url would begin anew there, and the workspace be lost."""
+    Setup(tmp_path, (tmp_path / "blobs").as_uri()).open("a").close()
+    with pytest.raises(StoreError, match="a is the workspace of a server with --database-url: "):
+        DataDir(tmp_path / "a")
+    (tmp_path / "b" / "cache").mkdir(parents=True)
+    (tmp_path / "b" / "treadle.db").touch()
+    DataDir(tmp_path / "b").close()
+
+
+def test_other_blobs_than_those_of_the_database_are_refused(tmp_path: Path, trained: Model) -> None:
+    right = Setup(tmp_path, (tmp_path / "blobs").as_uri())
+    wrong = Setup(tmp_path, (tmp_path / "blob").as_uri())
+    wrong.open("a").close()  # while there are no models nothing is lost
+    opened = right.open("b")
+    put(opened, "m", trained)
+    with pytest.raises(StoreError, match="has none of the models that the database has"):
+        wrong.open("a")
+    right.open("c").close()
+    right.close()
+
+
 def test_a_removed_corpus_is_stored_again_for_the_job_that_brought_it(shared: Setup) -> None:
     first = shared.open("a")
     second = shared.open("b")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.server.storage.blobs.blob_cache import BlobCache
+from treadle.server.storage.files import StoreError
+from treadle.server.storage.shared import keys
 from treadle.server.storage.shared.shared_corpora import SharedCorpora
 from treadle.server.storage.shared.shared_job_files import SharedJobFiles
 from treadle.server.storage.shared.shared_models import SharedModelStore
@@ -48,6 +50,21 @@ class SharedStorage:
     """Seconds after which a blob is deleted that belongs to nothing."""
     folder: str = "cache"
     """The folder of the data directory that holds copies of blobs."""
+
+    def check(self) -> None:
+        """Checks that the database and the blobs belong together, as far as there are models.
+
+        A server with other blobs would give the others versions whose files they do not find.
+
+        Raises:
+            StoreError: The database has versions, and there is a file of none.
+            DatabaseError, BlobsUnavailableError: One of them cannot be reached.
+        """
+        if self.database.versions() and next(iter(self.blobs.list(keys.MODELS)), None) is None:
+            raise StoreError(
+                f"--blobs-url {self.blobs.name} has none of the models that the database has: give "
+                "the --blobs-url of the other servers, or restore the blobs"
+            )
 
     def stores(self, root: Path, tmp: Path, space: DiskSpace, limits: ModelLimits) -> SharedStores:
         """Returns what a server reads and writes.
