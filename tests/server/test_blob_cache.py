@@ -231,6 +231,15 @@ def test_a_forgotten_file_goes_unless_it_is_in_use(setup: Setup) -> None:
     assert setup.cache.size_bytes == 0
 
 
+def test_a_damaged_file_does_not_pass_for_one_that_is_added(setup: Setup) -> None:
+    sha256 = setup.store("a")
+    with setup.cache.use("a", sha256) as path:
+        path.write_bytes(bytes(1000))
+    setup.cache.add(setup.tmp_path / "file", sha256, move=False).release()
+    with setup.cache.use("a", sha256) as path:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
 def test_a_new_server_removes_what_was_not_finished(setup: Setup) -> None:
     (setup.root / f".{'a' * 64}.0123abcd.tmp").write_bytes(b"half")
     for number in range(4):

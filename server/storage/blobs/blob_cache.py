@@ -209,16 +209,20 @@ class BlobCache:
             OSError: The disk failed or is full.
         """
         place = self.path(sha256)
+        is_new = True
         if move:
             os.replace(path, place)
         else:
-            with suppress(FileExistsError):
+            try:
                 link_or_copy(path, place, self._space)
+            except FileExistsError:  # which may be damaged
+                is_new = False
         with self._lock:
             entry = self._note(sha256, place.stat().st_size)
             entry.users += 1
-            entry.signature = _signature(place)
-            entry.checked_s = time.monotonic()
+            if is_new:
+                entry.signature = _signature(place)
+                entry.checked_s = time.monotonic()
         self._evict()
         return HeldBlob(self, sha256, place)
 
