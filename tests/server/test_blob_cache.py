@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from treadle.server.failures import BlobsUnavailableError, DamagedBlobError, NoSpaceError
+from treadle.server.storage.blobs import blob_cache
 from treadle.server.storage.blobs.blob_cache import BlobCache
 from treadle.server.storage.blobs.directory import MARKER, BlobDirectory
 from treadle.server.storage.files import DiskSpace
+from treadle.server.storage.model_version import file_hash
 
 
 class CountedDirectory(BlobDirectory):
@@ -229,6 +231,25 @@ def test_a_forgotten_file_goes_unless_it_is_in_use(setup: Setup) -> None:
     setup.cache.forget(sha256)
     assert setup.names() == set()
     assert setup.cache.size_bytes == 0
+
+
+def test_a_file_that_is_being_checked_is_not_forgotten(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may have the same content as one that is deleted."""
+    sha256 = setup.store("a")
+    with setup.cache.use("a", sha256):
+        pass
+    cache = setup.opened()
+
+    def forgotten(path: Path) -> str:
+        found = file_hash(path)
+        cache.forget(sha256)
+        return found
+
+    monkeypatch.setattr(blob_cache, "file_hash", forgotten)
+    with cache.use("a", sha256) as path:
+        assert path.exists()
 
 
 def test_a_damaged_file_does_not_pass_for_one_that_is_added(setup: Setup) -> None:

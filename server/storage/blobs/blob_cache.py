@@ -230,7 +230,7 @@ class BlobCache:
         """Removes the file of a hash, unless it is in use; what has it open can still read it."""
         with self._lock:
             entry = self._entries.get(sha256)
-            if entry is not None and not entry.users:
+            if entry is not None and not entry.users and sha256 not in self._fetching:
                 self._remove(sha256)
 
     def _is_checked(self, path: Path, entry: _Entry) -> bool:
