@@ -816,7 +816,7 @@ def test_a_workspace_is_emptied_and_no_data_of_a_single_server(tmp_path: Path) -
 
 
 def test_a_workspace_is_no_data_directory_of_a_single_server(tmp_path: Path) -> None:
-    """A server that lost its --database-url would begin anew there, and the workspace be lost."""
+    """Where --database-url was forgotten, a server without models would begin there."""
     Setup(tmp_path, (tmp_path / "blobs").as_uri()).open("a").close()
     with pytest.raises(StoreError, match="a is the workspace of a server with --database-url: "):
         DataDir(tmp_path / "a")
