@@ -111,7 +111,10 @@ def test_pause_and_resume_change_nothing(start: Start) -> None:
     caller.trained(tiny_spec("calm", max_steps=20_000))
     running = caller.train(tiny_spec("paused", max_steps=20_000), TEXT)
     job = first_progress(running).job
-    paused = caller.stub.PauseJob(pb.PauseJobRequest(job=job), timeout=PATIENCE_S).job
+    caller.stub.PauseJob(pb.PauseJobRequest(job=job), timeout=PATIENCE_S)
+    # The reply does not wait for a process that takes long.
+    wait_for(lambda: state_of(caller, job) == pb.JOB_STATE_PAUSED)
+    paused = caller.job(job)
     assert (paused.state, paused.reason) == (pb.JOB_STATE_PAUSED, "paused on request")
     assert (server.data_dir / "jobs" / job / STATE_FILE).exists()
     with pytest.raises(grpc.RpcError) as caught:
@@ -187,7 +190,9 @@ def test_cancelling_a_waiting_or_paused_job(start: Start) -> None:
         list(waiting)
     assert caught.value.code() is grpc.StatusCode.CANCELLED
     caller.stub.PauseJob(pb.PauseJobRequest(job=first), timeout=PATIENCE_S)
-    kept = caller.stub.CancelJob(pb.CancelJobRequest(job=first), timeout=PATIENCE_S).job
+    caller.stub.CancelJob(pb.CancelJobRequest(job=first), timeout=PATIENCE_S)
+    wait_for(lambda: caller.job(first).HasField("end_time"))
+    kept = caller.job(first)
     assert (kept.state, kept.version) == (pb.JOB_STATE_CANCELLED, 1)
     record = caller.stub.GetModel(pb.GetModelRequest(model="running")).model.training
     assert record.ended_by == f"cancelled on request after {record.steps} steps"

@@ -162,9 +162,8 @@ def test_a_job_that_fits_no_node_waits_and_can_be_paused_and_cancelled(
     job = begun(server, tiny_spec("large"))
     wait_for(lambda: any("3 CPUs: the Ray cluster has" in text for text in reasons(server, job)))
     assert "largest has 2 CPUs" in reasons(server, job)[-1]
-    assert server.caller.stub.PauseJob(pb.PauseJobRequest(job=job)).job.state == (
-        pb.JOB_STATE_PAUSED
-    )
+    server.caller.stub.PauseJob(pb.PauseJobRequest(job=job))
+    wait_for(lambda: server.caller.job(job).state == pb.JOB_STATE_PAUSED)
     server.caller.stub.ResumeJob(pb.ResumeJobRequest(job=job))
     wait_for(lambda: reasons(server, job)[-1].startswith("waiting for a node with 3 CPUs"))
     server.caller.stub.CancelJob(pb.CancelJobRequest(job=job))
