@@ -57,6 +57,7 @@ from treadle.server.jobs.leases.remote_news import RemoteNews
 from treadle.server.jobs.registry import JobRegistry, check_open
 from treadle.server.jobs.runner import Ending, JobRunner, Outcome
 from treadle.server.resources import thread_pools
+from treadle.server.storage.database.request_table import CANCEL, PAUSE
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_files import STATE_FILE
 from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
@@ -247,8 +248,6 @@ class JobManager:
 
     async def _answer(self, job: Job, request: str) -> None:
         """Does what another server asked of a job here."""
-        from treadle.server.jobs.leases.job_requests import CANCEL, PAUSE
-
         if request == CANCEL:
             await outlast(self._cancel(job))
         elif request == PAUSE:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treadle.server.failures import DatabaseError
-from treadle.server.storage.job_state import FINAL_STATES
+from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES
 
 SCHEMA_VERSION = 6
 """The version of the tables; a server refuses a database of a newer one."""
@@ -163,6 +163,8 @@ _FIELDS = [item for item in dataclasses.fields(JobRow) if item.metadata != _NO_C
 COLUMNS = tuple(item.name for item in _FIELDS)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 INSERT = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+UNFINISHED = f"state IN ({', '.join(repr(str(state)) for state in UNFINISHED_STATES)})"
+"""The condition that a job is not over."""
 FIXED = ("id", "last_sequence", "holder", "fence", "lease_until_s")
 """The columns of jobs that have methods of their own to change them."""
 TABLES = {

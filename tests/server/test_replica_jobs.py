@@ -28,7 +28,6 @@ from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job import Job
 from treadle.server.jobs.job_blobs import JobBlobs
 from treadle.server.jobs.job_queue import JobLimits, JobQueue
-from treadle.server.jobs.leases.job_requests import JobRequests
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.jobs.manager import JobManager
 from treadle.server.jobs.submission import new_id, new_row
@@ -549,7 +548,6 @@ def test_a_job_waits_for_the_database_before_its_process_starts(
 def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = JobRequests(data_dir.database.engine)
     answer = JobManager._answer
 
     async def interrupted(jobs: JobManager, job: Job, request: str) -> None:
@@ -557,7 +555,7 @@ def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
         if request == "pause":
             row = data_dir.database.job(job.id)
             assert row is not None
-            requests.ask(job.id, row.fence, "cancel")
+            data_dir.database.add_request(job.id, row.fence, "cancel")
 
     monkeypatch.setattr(JobManager, "_answer", interrupted)
 
@@ -579,8 +577,6 @@ def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
 
 
 def test_nothing_replaces_a_request_to_cancel(data_dir: DataDir, model: bytes) -> None:
-    requests = JobRequests(data_dir.database.engine)
-
     async def run() -> None:
         def stays() -> ScriptedWorker:
             return ScriptedWorker(model, progress(1), saves=False)
@@ -591,13 +587,13 @@ def test_nothing_replaces_a_request_to_cancel(data_dir: DataDir, model: bytes) -
             await until(lambda: first.workers.given)
             row = data_dir.database.job(job)
             assert row is not None
-            assert requests.ask(job, row.fence, "pause")
-            assert requests.ask(job, row.fence, "cancel")
-            assert not requests.ask(job, row.fence, "resume")
-            assert not requests.heeded(job, row.fence, "pause")
+            assert data_dir.database.add_request(job, row.fence, "pause")
+            assert data_dir.database.add_request(job, row.fence, "cancel")
+            assert not data_dir.database.add_request(job, row.fence, "resume")
+            assert not data_dir.database.remove_request(job, row.fence, "pause")
             with pytest.raises(StatusError, match="is being cancelled and cannot be paused"):
                 await second.jobs.replica.ask(row, "pause")  # type: ignore[union-attr]
-            assert requests.heeded(job, row.fence, "cancel")
+            assert data_dir.database.remove_request(job, row.fence, "cancel")
 
     asyncio.run(run())
 
@@ -886,13 +882,13 @@ def test_a_job_that_is_deleted_twice_at_once_is_not_found(
             first.jobs.open()
             job = await first.submit(data_dir)
             await until(lambda: first.workers.given)
-            ask = JobRequests.ask
+            add = database.add_request
 
-            def late(requests: JobRequests, name: str, fence: int, request: str) -> bool:
+            def late(name: str, fence: int, request: str) -> bool:
                 database.delete_job(name)
-                return ask(requests, name, fence, request)
+                return add(name, fence, request)
 
-            monkeypatch.setattr(JobRequests, "ask", late)
+            monkeypatch.setattr(database, "add_request", late)
             with pytest.raises(StatusError) as caught:
                 await second.jobs.pause(job)
             assert caught.value.code is grpc.StatusCode.NOT_FOUND

@@ -18,9 +18,9 @@ from treadle.server.errors import StatusError, precondition
 from treadle.server.failures import DatabaseError, LostLeaseError
 from treadle.server.jobs.job import CANCELLING, PAUSED_ON_REQUEST, Job
 from treadle.server.jobs.leases.backlog import StoredBacklog
-from treadle.server.jobs.leases.job_requests import CANCEL, PAUSE, JobRequests
 from treadle.server.jobs.leases.lease_keeper import LeaseKeeper, Replica
 from treadle.server.resources import thread_pools
+from treadle.server.storage.database.request_table import CANCEL, PAUSE
 from treadle.server.storage.job_damage import damage
 from treadle.server.storage.job_state import JobState
 from treadle.server.storage.lease import Lease
@@ -78,7 +78,6 @@ class ReplicaJobs:
     ) -> None:
         self._has_space = has_space
         self._database = database
-        self._requests = JobRequests(database.engine)
         self._jobs = jobs
         self._queue = queue
         self._runner = runner
@@ -187,9 +186,9 @@ class ReplicaJobs:
             StatusError: FAILED_PRECONDITION: the job is being cancelled.
             DatabaseError: The database failed, or cannot be reached.
         """
-        ask = self._requests.ask
+        add = self._database.add_request
         try:
-            was_left = await thread_pools.DATABASE.run(ask, row.id, row.fence, request)
+            was_left = await thread_pools.DATABASE.run(add, row.id, row.fence, request)
         except (LostLeaseError, NoSuchJobError):
             return False
         if not was_left:
@@ -323,9 +322,9 @@ class ReplicaJobs:
 
     async def _heeded(self, job: Job, request: str) -> None:
         """Removes a request, and looks for the one that came meanwhile, if any."""
-        heeded = self._requests.heeded
+        remove = self._database.remove_request
         fence = job.lease.fence or 0
-        if not await thread_pools.DATABASE.run(heeded, job.id, fence, request):
+        if not await thread_pools.DATABASE.run(remove, job.id, fence, request):
             self.keeper.look()
 
     async def _heed(self) -> None:

@@ -1,4 +1,4 @@
-"""`Database` stores jobs, events, aliases, owners, files, versions and leases.
+"""`Database` stores jobs, events, aliases, owners, files, versions, leases and requests.
 
 It is the one object for callers. Each of its methods is that of a table, where it is described, and
 the tables share one engine. Every method blocks and may be called from any thread.
@@ -16,6 +16,7 @@ from treadle.server.storage.database.file_table import FileTable
 from treadle.server.storage.database.job_table import JobTable
 from treadle.server.storage.database.lease_table import LeaseTable
 from treadle.server.storage.database.replica_table import ReplicaTable
+from treadle.server.storage.database.request_table import RequestTable
 from treadle.server.storage.database.row_repair import RowRepair
 from treadle.server.storage.database.sqlite_engine import SqliteEngine
 from treadle.server.storage.database.version_table import VersionTable
@@ -63,10 +64,14 @@ class Database:
         self.acquire_job = leases.acquire_job
         self.renew = leases.renew
         self.release = leases.release
-        self.requests = leases.requests
-        self.left_requests = leases.left_requests
         self.backlog = leases.backlog
         self.take_duty = leases.take_duty
+
+        requests = RequestTable(engine)
+        self.add_request = requests.add_request
+        self.remove_request = requests.remove_request
+        self.requests = requests.requests
+        self.left_requests = requests.left_requests
 
         aliases = AliasTable(engine)
         self.set_alias = aliases.set_alias

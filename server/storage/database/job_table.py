@@ -11,8 +11,8 @@ from treadle.server.failures import DatabaseError, DuplicateRowError
 from treadle.server.storage.database.change import QUEUED, Change, ChangeKind
 from treadle.server.storage.database.corpus_table import own_corpus
 from treadle.server.storage.database.job_changes import change_job, check_fence, check_fields
-from treadle.server.storage.job_state import FINAL_STATES, UNFINISHED_STATES, JobState
-from treadle.server.storage.schema import COLUMNS, INSERT, SELECT, JobRow, read_row
+from treadle.server.storage.job_state import FINAL_STATES, JobState
+from treadle.server.storage.schema import COLUMNS, INSERT, SELECT, UNFINISHED, JobRow, read_row
 
 if TYPE_CHECKING:
     from treadle.server.storage.database.engine import Engine, Statements
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _TIMES = ("created_s", "queued_s", "started_s", "ended_s")
 """The columns of a job that are times."""
 
-_UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED_STATES)
 _FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
-"""States of jobs, as a statement lists them."""
+"""The final states of jobs, as a statement lists them."""
 
 
 class JobTable:
@@ -143,7 +142,7 @@ class JobTable:
         """Returns the versions of a model that unfinished jobs are about to claim."""
         rows = self._engine.rows(
             "SELECT claim FROM jobs WHERE model = ? AND claim > 0 AND version = 0 "
-            f"AND state IN ({_UNFINISHED})",
+            f"AND {UNFINISHED}",
             model,
         )
         return [claim for (claim,) in rows if isinstance(claim, int)]
@@ -226,7 +225,7 @@ class JobTable:
         A job whose list of corpora cannot be read cannot continue, so it keeps none.
         """
         found = set[tuple[str, str]]()
-        for row in self._jobs(f"WHERE state IN ({_UNFINISHED})"):
+        for row in self._jobs(f"WHERE {UNFINISHED}"):
             with suppress(DatabaseError):
                 found.update((sha256, row.owner) for sha256 in row.corpora())
         return found

@@ -13,13 +13,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from treadle.server.storage.database.change import QUEUED
-from treadle.server.storage.job_state import UNFINISHED_STATES, JobState
-from treadle.server.storage.schema import SELECT, BacklogRow, JobRow, read_row
+from treadle.server.storage.job_state import JobState
+from treadle.server.storage.schema import SELECT, UNFINISHED, BacklogRow, JobRow, read_row
 
 if TYPE_CHECKING:
     from treadle.server.storage.database.engine import Engine, Statements
 
-_UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED_STATES)
 _TO_RUN = f"state IN ('{JobState.QUEUED}', '{JobState.RUNNING}')"
 """The condition that a job is to run: it waits, or its server may have died."""
 
@@ -144,31 +143,11 @@ class LeaseTable:
             if any(waits for (waits,) in released):
                 transaction.notify(QUEUED)
 
-    def requests(self, replica: str) -> list[tuple[str, str]]:
-        """Returns what other servers ask of the jobs of one: the id of the job and the request.
-
-        Args:
-            replica: The id of the server that has the jobs.
-        """
-        return self._engine.rows(
-            "SELECT id, request FROM jobs WHERE holder = ? AND request != '' "
-            f"AND state IN ({_UNFINISHED}) ORDER BY queued_s, id",
-            replica,
-        )
-
-    def left_requests(self) -> list[str]:
-        """Returns the ids of jobs with a request that no server has a lease to heed."""
-        rows = self._engine.rows(
-            f"SELECT id FROM jobs WHERE request != '' AND lease_until_s < {self._engine.now} "
-            f"AND state IN ({_UNFINISHED}) ORDER BY queued_s, id"
-        )
-        return [job for (job,) in rows]
-
     def backlog(self) -> list[BacklogRow]:
         """Returns every job that is not over in brief, the one queued first before the others."""
         rows = self._engine.rows(
             "SELECT id, owner, model, state, waits_for_bytes FROM jobs "
-            f"WHERE state IN ({_UNFINISHED}) ORDER BY queued_s, id"
+            f"WHERE {UNFINISHED} ORDER BY queued_s, id"
         )
         return [BacklogRow(*row) for row in rows]
 
@@ -199,7 +178,7 @@ class LeaseTable:
         now = self._engine.now
         is_taken = transaction.run(
             f"UPDATE jobs SET holder = ?, fence = fence + 1, lease_until_s = {now} + ? "
-            f"WHERE id = ? AND lease_until_s < {now} AND state IN ({_UNFINISHED})",
+            f"WHERE id = ? AND lease_until_s < {now} AND {UNFINISHED}",
             *(replica, lease_s, job),
         )
         if not is_taken:

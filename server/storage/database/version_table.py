@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from treadle.server.storage.database.change import Change, ChangeKind
 from treadle.server.storage.database.job_changes import change_job, check_fence
-from treadle.server.storage.job_state import UNFINISHED_STATES
-from treadle.server.storage.schema import VersionRow
+from treadle.server.storage.schema import UNFINISHED, VersionRow
 
 if TYPE_CHECKING:
     from treadle.server.storage.database.engine import Engine, Statements
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 _COLUMNS = "model, version, sha256, size, created_s"
 _IS_THERE = "sha256 != ''"
 """The condition that a version was not deleted."""
-_UNFINISHED = ", ".join(f"'{state}'" for state in UNFINISHED_STATES)
 
 
 class VersionTable:
@@ -247,7 +245,7 @@ def _next_version(statements: Statements, model: str) -> int:
     )
     [(claimed,)] = statements.rows(
         "SELECT COALESCE(MAX(claim), 0) FROM jobs WHERE model = ? AND claim > 0 "
-        f"AND version = 0 AND state IN ({_UNFINISHED})",
+        f"AND version = 0 AND {UNFINISHED}",
         model,
     )
     return max(int(stored), int(claimed)) + 1

@@ -1,4 +1,4 @@
-"""`JobRequests` keeps in the row of a job what other servers ask of the server that has it.
+"""`RequestTable` keeps in the row of a job what other servers ask of the server that has it.
 
 There is one request at a time. A newer one replaces it, except that nothing replaces a request to
 cancel the job. Only the request that was heeded is removed.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from treadle.server.storage.database.change import Change, ChangeKind
 from treadle.server.storage.database.job_changes import check_fence
+from treadle.server.storage.schema import UNFINISHED
 
 if TYPE_CHECKING:
     from treadle.server.storage.database.engine import Engine
@@ -20,8 +21,8 @@ RESUME = "resume"
 """What a server may ask of the server that has a job."""
 
 
-class JobRequests:
-    """The requests for all jobs. All methods block.
+class RequestTable:
+    """The requests for all jobs, each in a column of the job's row.
 
     Args:
         engine: The database.
@@ -30,7 +31,7 @@ class JobRequests:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def ask(self, job: str, fence: int, request: str) -> bool:
+    def add_request(self, job: str, fence: int, request: str) -> bool:
         """Leaves a request for the server that has a job, and wakes that server.
 
         Args:
@@ -57,7 +58,7 @@ class JobRequests:
             [(stored,)] = transaction.rows("SELECT request FROM jobs WHERE id = ?", job)
         return bool(stored == request)
 
-    def heeded(self, job: str, fence: int, request: str) -> bool:
+    def remove_request(self, job: str, fence: int, request: str) -> bool:
         """Removes a request that was heeded, unless there is another one by now.
 
         Args:
@@ -77,3 +78,23 @@ class JobRequests:
                 *(job, fence, request),
             )
         )
+
+    def requests(self, replica: str) -> list[tuple[str, str]]:
+        """Returns what other servers ask of the jobs of one: the id of the job and the request.
+
+        Args:
+            replica: The id of the server that has the jobs.
+        """
+        return self._engine.rows(
+            "SELECT id, request FROM jobs WHERE holder = ? AND request != '' "
+            f"AND {UNFINISHED} ORDER BY queued_s, id",
+            replica,
+        )
+
+    def left_requests(self) -> list[str]:
+        """Returns the ids of jobs with a request that no server has a lease to heed."""
+        rows = self._engine.rows(
+            f"SELECT id FROM jobs WHERE request != '' AND lease_until_s < {self._engine.now} "
+            f"AND {UNFINISHED} ORDER BY queued_s, id"
+        )
+        return [job for (job,) in rows]
