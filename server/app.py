@@ -48,7 +48,7 @@ from treadle.server.inference.score import ScoreHandler
 from treadle.server.jobs.executors.executor import Executor
 from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.submission import Submission
+from treadle.server.jobs.submissions.submission import Submission
 from treadle.server.process import FAREWELL_S, end_by, keep_pauses_short, leave_threads
 from treadle.server.release import RELEASE
 from treadle.server.resources import open_files, thread_pools

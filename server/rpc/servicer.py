@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from treadle.server.inference.model_cache import ModelCache
     from treadle.server.inference.score import ScoreHandler
     from treadle.server.jobs.manager import JobManager
-    from treadle.server.jobs.submission import Submission
+    from treadle.server.jobs.submissions.submission import Submission
     from treadle.server.resources.memory_budget import MemoryBudget
     from treadle.server.rpc.interceptor import Context
     from treadle.server.rpc.model_descriptions import ModelDescriptions

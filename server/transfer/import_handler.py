@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from treadle.model.enums import CorpusLayout
     from treadle.server.inference.admission import Admission
     from treadle.server.jobs.manager import JobManager
-    from treadle.server.jobs.submission import Submission
+    from treadle.server.jobs.submissions.submission import Submission
     from treadle.server.resources.memory_budget import MemoryBudget, Reservation
     from treadle.server.storage.data_dir import DataDir
 

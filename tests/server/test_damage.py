@@ -20,8 +20,8 @@ from treadle.model.training_record import TrainingRecord
 from treadle.server.errors import from_exception
 from treadle.server.failures import DamagedDatabaseError
 from treadle.server.fsck.check import check
-from treadle.server.jobs.submission import new_row
-from treadle.server.jobs.upload import MAX_SPEC_BYTES
+from treadle.server.jobs.submissions.submission import new_row
+from treadle.server.jobs.submissions.upload import MAX_SPEC_BYTES
 from treadle.server.messages import responses
 from treadle.server.messages.list_truncation import ITEM_BYTES
 from treadle.server.storage.data_dir import DATABASE_FILE, DataDir

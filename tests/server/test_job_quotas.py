@@ -19,7 +19,7 @@ from treadle.server.access.quotas import Quotas
 from treadle.server.errors import StatusError
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.submission import Submission
+from treadle.server.jobs.submissions.submission import Submission
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.upload_pace import UploadLimits

@@ -23,7 +23,7 @@ from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job import CANCELLING, PAUSING
 from treadle.server.jobs.job_queue import JobLimits
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.submission import new_id, new_row
+from treadle.server.jobs.submissions.submission import new_id, new_row
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.job_files import FINAL_FILE, LAST_FILE

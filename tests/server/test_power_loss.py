@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from treadle.server.access.quota_book import QuotaBook
-from treadle.server.jobs.submission import Submission
+from treadle.server.jobs.submissions.submission import Submission
 from treadle.server.resources.memory_budget import MemoryBudget
 from treadle.server.resources.upload_pace import UploadLimits
 from treadle.server.storage import files

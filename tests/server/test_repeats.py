@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from treadle.server.errors import StatusError
-from treadle.server.jobs import idempotency
+from treadle.server.jobs.submissions import idempotency
 from treadle.server.storage.schema import UNKNOWN_VERSION
 from treadle.server.storage.upload_files import UploadedFile
 from treadle.v1 import sequence_pb2 as pb

@@ -30,7 +30,7 @@ from treadle.server.jobs.job_blobs import JobBlobs
 from treadle.server.jobs.job_queue import JobLimits, JobQueue
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.jobs.manager import JobManager
-from treadle.server.jobs.submission import new_id, new_row
+from treadle.server.jobs.submissions.submission import new_id, new_row
 from treadle.server.jobs.worker_request import RunLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.database.change import Change

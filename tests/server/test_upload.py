@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from treadle.server.errors import StatusError, unavailable
-from treadle.server.jobs.upload import Upload
+from treadle.server.jobs.submissions.upload import Upload
 from treadle.server.resources.upload_pace import Pace, UploadLimits
 from treadle.server.storage.data_dir import DataDir
 from treadle.server.storage.upload_files import UploadFiles

@@ -24,9 +24,9 @@ from treadle.server.access.quota_book import CallerUse, QuotaBook
 from treadle.server.access.request_id import current_request_id
 from treadle.server.errors import StatusError, corpus_not_found, from_model, invalid
 from treadle.server.failures import DatabaseError
-from treadle.server.jobs import idempotency
 from treadle.server.jobs.job import outlast
-from treadle.server.jobs.upload import Upload
+from treadle.server.jobs.submissions import idempotency
+from treadle.server.jobs.submissions.upload import Upload
 from treadle.server.messages import requests as convert
 from treadle.server.messages.caller_info import StoredUse
 from treadle.server.names import is_name, name_violations
