@@ -164,14 +164,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """Ends a job for good."""
-        row = await self._jobs.cancel(request.job)
+        row = await self._jobs.decisions.cancel(request.job)
         return pb.CancelJobResponse(job=await self._job(row.id))
 
     async def PauseJob(  # noqa: N802
         self, request: pb.PauseJobRequest, context: Context
     ) -> pb.PauseJobResponse:
         """Pauses a job."""
-        row = await self._jobs.pause(request.job)
+        row = await self._jobs.decisions.pause(request.job)
         return pb.PauseJobResponse(job=await self._job(row.id))
 
     async def ResumeJob(  # noqa: N802
@@ -179,14 +179,14 @@ class SequenceService(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> pb.ResumeJobResponse:
         """Puts a paused job back into the queue, if its caller may still write its model."""
         check_write((await self._jobs.registry.row(request.job)).model)
-        row = await self._jobs.resume(request.job)
+        row = await self._jobs.decisions.resume(request.job)
         return pb.ResumeJobResponse(job=await self._job(row.id))
 
     async def DeleteJob(  # noqa: N802
         self, request: pb.DeleteJobRequest, context: Context
     ) -> pb.DeleteJobResponse:
         """Deletes a job."""
-        await self._jobs.delete(request.job)
+        await self._jobs.decisions.delete(request.job)
         return pb.DeleteJobResponse()
 
     async def Generate(  # noqa: N802

@@ -161,12 +161,12 @@ def test_what_its_user_paused_waits_for_its_user(data_dir: DataDir, disk: SmallD
     async def run() -> None:
         manager = make_manager(data_dir, FakeWorkerPool(WaitingWorker))
         job = await paused_for_space(manager, data_dir, disk)
-        row = await manager.pause(job)
+        row = await manager.decisions.pause(job)
         assert (row.state, row.reason, row.waits_for_bytes) == ("paused", "paused on request", 0)
         disk.free = 1 << 40
         await asyncio.sleep(0.1)
         assert (await manager.registry.row(job)).state == "paused"
-        await manager.resume(job)
+        await manager.decisions.resume(job)
         await until(
             lambda: manager.queue.running_count or manager.registry.live[job].row.waits_for_bytes
         )
@@ -210,7 +210,7 @@ def test_a_job_can_be_deleted_on_a_full_disk(
         job = await paused_for_space(manager, data_dir, disk)
         (data_dir.jobs.directory(job) / STATE_FILE).write_bytes(b"large")
         monkeypatch.setattr(data_dir.database, "delete_job", unless_full)
-        await manager.delete(job)
+        await manager.decisions.delete(job)
         assert data_dir.database.job(job) is None
         assert not (data_dir.jobs.root / job).exists()
 
@@ -237,7 +237,7 @@ def test_a_job_that_is_cancelled_on_a_full_disk_keeps_what_it_published(
         tiny_model().save(data_dir.jobs.directory(job) / LAST_FILE)
         disk.free = 0
         monkeypatch.setattr(data_dir.database, "append_event", unless_full)
-        await manager.cancel(job)
+        await manager.decisions.cancel(job)
         await until(lambda: job not in manager.registry.live)
         row = await manager.registry.row(job)
         assert (row.state, row.version) == ("cancelled", 1)

@@ -88,7 +88,7 @@ class Place:
         """Cancels the jobs that run, and waits until others do."""
         before = self.running()
         for job in before:
-            await self.manager.cancel(job)
+            await self.manager.decisions.cancel(job)
         await until(lambda: not set(before) & set(self.running()))
 
 
@@ -206,9 +206,9 @@ def test_a_paused_job_counts_as_one_that_waits(data_dir: DataDir) -> None:
     async def run(place: Place) -> None:
         place.quotas["ann"] = Quotas(jobs_queued=1)
         job = await place.submit("ann")
-        await place.manager.pause(job)
+        await place.manager.decisions.pause(job)
         await refused(place.submit("ann"))
-        await place.manager.delete(job)
+        await place.manager.decisions.delete(job)
         await place.submit("ann")
 
     in_place(data_dir, run)
@@ -327,8 +327,8 @@ def test_models_that_jobs_will_make_have_to_fit_into_the_quota(data_dir: DataDir
         jobs = [await place.submit("ann") for _ in range(2)]
         assert quota_of(await refused(place.submit("ann"))) == "model_bytes"
         await place.submit("bob")
-        await place.manager.pause(jobs[0])
-        await place.manager.delete(jobs[0])
+        await place.manager.decisions.pause(jobs[0])
+        await place.manager.decisions.delete(jobs[0])
         await place.submit("ann")
 
     in_place(data_dir, run)

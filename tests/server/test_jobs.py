@@ -355,7 +355,7 @@ def test_a_job_is_deleted_once_its_end_is_cleared_up(
         job = await submit(manager, data_dir)
         manager.open()
         assert (await follow(manager, job))[-1].completed.version == 1
-        deleting = asyncio.create_task(manager.delete(job))
+        deleting = asyncio.create_task(manager.decisions.delete(job))
         await asyncio.sleep(0.05)
         assert not deleting.done()
         clear.set()
@@ -567,13 +567,13 @@ def test_a_job_need_not_wait_for_a_process_to_be_paused_or_cancelled(data_dir: D
         job = await submit(manager, data_dir)
         manager.open()
         await until(lambda: workers.given == 1)
-        pausing = asyncio.create_task(manager.pause(job))
+        pausing = asyncio.create_task(manager.decisions.pause(job))
         await asyncio.wait([pausing], timeout=PATIENCE_S)
         assert pausing.done()
         assert (await pausing).state == "paused"
-        await manager.resume(job)
+        await manager.decisions.resume(job)
         await until(lambda: workers.given == 2)
-        await manager.cancel(job)
+        await manager.decisions.cancel(job)
         with pytest.raises(StatusError, match="cancelled before it had trained"):
             await follow(manager, job)
         last = await submit(manager, data_dir)
@@ -616,7 +616,7 @@ def test_running_jobs_share_the_threads(data_dir: DataDir) -> None:
         await until(lambda: len(made) == 2 and made[1].sent)
         assert made[0].sent[-1] == {"threads": 2}
         assert made[1].sent[0]["job"]["threads"] == 2
-        await manager.pause(first)
+        await manager.decisions.pause(first)
         await until(lambda: made[1].sent[-1] == {"threads": 4})
         await manager.close("the test ended")
 
@@ -715,7 +715,7 @@ def slow_manager(
     data_dir: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[JobManager, SlowWorker]:
     """Returns a manager whose one worker does not stop before the test lets it."""
-    monkeypatch.setattr("treadle.server.jobs.manager._ANSWER_S", 0.01)
+    monkeypatch.setattr("treadle.server.jobs.job_decisions._ANSWER_S", 0.01)
     worker = SlowWorker()
     return make_manager(data_dir, FakeWorkerPool(lambda: worker)), worker
 
@@ -729,14 +729,14 @@ def test_a_request_is_noted_and_answered_before_a_worker_follows_it(
         job = await submit(manager, data_dir)
         manager.open()
         await until(lambda: worker.sent)
-        row = await asyncio.wait_for(getattr(manager, wish)(job), PATIENCE_S)
+        row = await asyncio.wait_for(getattr(manager.decisions, wish)(job), PATIENCE_S)
         noted = {"pause": "pausing on request", "cancel": "cancelling on request"}[wish]
         assert (row.state, row.reason) == ("running", noted)
         stored = data_dir.database.job(job)
         assert stored is not None
         assert stored.reason == noted
         if wish == "cancel":
-            for other in (manager.pause, manager.resume):
+            for other in (manager.decisions.pause, manager.decisions.resume):
                 with pytest.raises(StatusError, match="is being cancelled"):
                     await other(job)
         worker.free.set()
@@ -755,8 +755,8 @@ def test_a_pause_can_be_taken_back_before_a_worker_follows_it(
         job = await submit(manager, data_dir)
         manager.open()
         await until(lambda: worker.sent)
-        await manager.pause(job)
-        assert (await manager.resume(job)).reason == "resumed"
+        await manager.decisions.pause(job)
+        assert (await manager.decisions.resume(job)).reason == "resumed"
         orders = len([message for message in worker.sent if "job" in message])
         worker.free.set()
         await until(lambda: len([m for m in worker.sent if "job" in m]) > orders)
@@ -792,7 +792,7 @@ def test_a_full_disk_keeps_no_job_from_being_stopped(
         await until(lambda: worker.sent)
         is_full = True
         with pytest.raises(StatusError, match="the disk is too full to record that") as caught:
-            await getattr(manager, wish)(job)
+            await getattr(manager.decisions, wish)(job)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         worker.free.set()
         await until(
@@ -857,7 +857,7 @@ def test_a_queued_job_that_cannot_be_paused_runs_once_there_is_a_slot(
         jobs = [await submit(manager, data_dir), await submit(manager, data_dir)]
         manager.open()
         await until(lambda: first.sent)
-        pausing = asyncio.create_task(manager.pause(jobs[1]))
+        pausing = asyncio.create_task(manager.decisions.pause(jobs[1]))
         await until(lambda: is_pausing)
         first.free.set()
         await until(
@@ -901,7 +901,7 @@ def test_a_job_that_ends_while_its_cancellation_is_noted_ends_once(
         (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)  # it has published before
         manager.open()
         await until(lambda: is_ending)
-        cancelling = asyncio.create_task(manager.cancel(job))
+        cancelling = asyncio.create_task(manager.decisions.cancel(job))
         await until(lambda: manager.registry.live[job].cancelling)
         cancelled.set()
         await until(lambda: not manager.queue.tasks())
@@ -944,7 +944,7 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
             manager.open()
         else:
             (data_dir.jobs.directory(job) / LAST_FILE).write_bytes(model)
-            await manager.cancel(job)
+            await manager.decisions.cancel(job)
         stored = (await follow(manager, job))[-1].completed
         assert data_dir.models.versions("m") == [stored.version]
         state = (await manager.registry.row(job)).state
@@ -952,7 +952,7 @@ def test_a_model_that_is_deleted_while_it_is_stored_is_stored_again(
         said = "has succeeded" if end == "trained" else "was cancelled"
         await until(lambda: job not in manager.registry.live)
         with pytest.raises(StatusError, match=f"{said} and cannot be resumed"):
-            await manager.resume(job)
+            await manager.decisions.resume(job)
 
     asyncio.run(run())
     assert deletions == 0

@@ -27,6 +27,7 @@ from treadle.server.jobs.executors.executor import JobNeeds, OnWait, Worker
 from treadle.server.jobs.executors.worker_pool import WorkerPool
 from treadle.server.jobs.job import Job
 from treadle.server.jobs.job_blobs import JobBlobs
+from treadle.server.jobs.job_decisions import JobDecisions
 from treadle.server.jobs.job_queue import JobLimits, JobQueue
 from treadle.server.jobs.leases.lease_keeper import Replica
 from treadle.server.jobs.manager import JobManager
@@ -268,20 +269,20 @@ def test_requests_for_a_job_may_be_made_of_any_server(data_dir: DataDir, model: 
             first.jobs.open()
             job = await first.submit(data_dir)
             await until(lambda: first.workers.given)
-            assert (await second.jobs.pause(job)).state == "paused"
+            assert (await second.jobs.decisions.pause(job)).state == "paused"
             assert job not in first.jobs.registry.live
-            assert (await second.jobs.resume(job)).state in ("queued", "running")
+            assert (await second.jobs.decisions.resume(job)).state in ("queued", "running")
             await until(lambda: len(first.workers.given) == 2)
             with pytest.raises(StatusError, match="cancel or pause it before"):
-                await second.jobs.delete(job)
-            cancelled = await second.jobs.cancel(job)
+                await second.jobs.decisions.delete(job)
+            cancelled = await second.jobs.decisions.cancel(job)
             assert cancelled.state in ("cancelled", "running")
             with pytest.raises(StatusError) as caught:
                 await second.follow(job)
             assert caught.value.code is grpc.StatusCode.CANCELLED
             with pytest.raises(StatusError, match="cannot be paused"):
-                await second.jobs.pause(job)
-            await second.jobs.delete(job)
+                await second.jobs.decisions.pause(job)
+            await second.jobs.decisions.delete(job)
             with pytest.raises(StatusError) as caught:
                 await first.follow(job)
             assert caught.value.code is grpc.StatusCode.NOT_FOUND
@@ -298,14 +299,14 @@ def test_a_job_that_nobody_runs_obeys_any_server(data_dir: DataDir, model: bytes
             waits = await first.submit(data_dir)
             ends = await first.submit(data_dir)
             goes = await first.submit(data_dir)
-            assert (await second.jobs.pause(waits)).state == "paused"
-            assert (await first.jobs.cancel(ends)).state == "cancelled"
-            assert (await second.jobs.pause(goes)).state == "paused"
-            await first.jobs.delete(goes)
+            assert (await second.jobs.decisions.pause(waits)).state == "paused"
+            assert (await first.jobs.decisions.cancel(ends)).state == "cancelled"
+            assert (await second.jobs.decisions.pause(goes)).state == "paused"
+            await first.jobs.decisions.delete(goes)
             assert not first.jobs.registry.live
             assert not second.jobs.registry.live
             second.jobs.open()
-            assert (await first.jobs.resume(waits)).state in ("queued", "running")
+            assert (await first.jobs.decisions.resume(waits)).state in ("queued", "running")
             assert (await first.follow(waits))[-1].completed.version == 1
 
     asyncio.run(run())
@@ -548,16 +549,16 @@ def test_a_job_waits_for_the_database_before_its_process_starts(
 def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = JobManager._answer
+    answer = JobDecisions.answer
 
-    async def interrupted(jobs: JobManager, job: Job, request: str) -> None:
+    async def interrupted(jobs: JobDecisions, job: Job, request: str) -> None:
         await answer(jobs, job, request)
         if request == "pause":
             row = data_dir.database.job(job.id)
             assert row is not None
             data_dir.database.add_request(job.id, row.fence, "cancel")
 
-    monkeypatch.setattr(JobManager, "_answer", interrupted)
+    monkeypatch.setattr(JobDecisions, "answer", interrupted)
 
     async def run() -> None:
         def stays() -> ScriptedWorker:
@@ -568,7 +569,7 @@ def test_a_cancel_that_comes_while_a_pause_is_heeded_is_heeded_next(
             job = await first.submit(data_dir)
             await until(lambda: first.workers.given)
             with suppress(StatusError):  # it may say already that the job is being cancelled
-                await second.jobs.pause(job)
+                await second.jobs.decisions.pause(job)
             with pytest.raises(StatusError) as caught:
                 await second.follow(job)
             assert caught.value.code is grpc.StatusCode.CANCELLED
@@ -626,7 +627,7 @@ def test_a_request_is_taken_over_with_a_job_that_is_taken_for_another(
 def test_a_job_that_another_server_has_is_not_deleted(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treadle.server.jobs.manager._TAKE_S", 0.0)
+    monkeypatch.setattr("treadle.server.jobs.job_decisions._TAKE_S", 0.0)
 
     async def run() -> None:
         def stays() -> ScriptedWorker:
@@ -634,16 +635,16 @@ def test_a_job_that_another_server_has_is_not_deleted(
 
         async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
             job = await only.submit(data_dir)
-            await only.jobs.pause(job)
+            await only.jobs.decisions.pause(job)
             await until(lambda: not only.jobs.registry.live)
             database = data_dir.database
             await until(lambda: database.acquire_job("other", job, PATIENCE_S))
             with pytest.raises(StatusError, match="changes hands"):
-                await only.jobs.delete(job)
+                await only.jobs.decisions.delete(job)
             row = database.job(job)
             assert row is not None
             database.release(job, row.fence)
-            await only.jobs.delete(job)
+            await only.jobs.decisions.delete(job)
             assert database.job(job) is None
 
     asyncio.run(run())
@@ -686,7 +687,7 @@ def test_a_job_whose_files_cannot_be_removed_is_given_back(
             only.jobs.open()
             job = await only.submit(data_dir)
             await until(lambda: only.workers.given and only.workers.given[0].sent)
-            assert (await only.jobs.pause(job)).state == "paused"
+            assert (await only.jobs.decisions.pause(job)).state == "paused"
             await until(lambda: not data_dir.database.job(job).holder)  # type: ignore[union-attr]
 
     asyncio.run(run())
@@ -804,10 +805,10 @@ def test_a_job_makes_one_version_where_its_server_ends_before_it_is_recorded(
 def test_a_request_is_decided_although_another_one_has_the_job_given_back_before(
     data_dir: DataDir, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = JobManager._find
+    find = JobDecisions._find
     nested = iter([True])
 
-    async def interrupted(jobs: JobManager, job: str, request: str) -> Any:
+    async def interrupted(jobs: JobDecisions, job: str, request: str) -> Any:
         found = await find(jobs, job, request)
         if next(nested, False):
             assert (await jobs.pause(job)).state == "paused"  # which it is, so it ends at once
@@ -819,9 +820,9 @@ def test_a_request_is_decided_although_another_one_has_the_job_given_back_before
 
         async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
             job = await only.submit(data_dir)
-            await only.jobs.pause(job)
-            monkeypatch.setattr(JobManager, "_find", interrupted)
-            assert (await only.jobs.resume(job)).state == "queued"
+            await only.jobs.decisions.pause(job)
+            monkeypatch.setattr(JobDecisions, "_find", interrupted)
+            assert (await only.jobs.decisions.resume(job)).state == "queued"
             await until(lambda: not data_dir.database.job(job).holder)  # type: ignore[union-attr]
 
     asyncio.run(run())
@@ -848,7 +849,7 @@ def test_a_job_is_deleted_that_is_given_back_meanwhile(
             only.jobs.open()
             job = await only.submit(data_dir)
             await only.follow(job)
-            await only.jobs.delete(job)
+            await only.jobs.decisions.delete(job)
             assert data_dir.database.job(job) is None
 
     asyncio.run(run())
@@ -865,7 +866,7 @@ def test_a_job_that_is_deleted_twice_at_once_is_not_found(
 
         async with servers(data_dir, stays, stays, lease_s=PATIENCE_S) as (first, second):
             job = await first.submit(data_dir)
-            await first.jobs.cancel(job)
+            await first.jobs.decisions.cancel(job)
             await until(lambda: not database.job(job).holder)  # type: ignore[union-attr]
             delete = database.delete_job
 
@@ -876,7 +877,7 @@ def test_a_job_that_is_deleted_twice_at_once_is_not_found(
             with monkeypatch.context() as patch:
                 patch.setattr(database, "delete_job", twice)
                 with pytest.raises(StatusError) as caught:
-                    await second.jobs.delete(job)
+                    await second.jobs.decisions.delete(job)
             assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
             first.jobs.open()
@@ -890,7 +891,7 @@ def test_a_job_that_is_deleted_twice_at_once_is_not_found(
 
             monkeypatch.setattr(database, "add_request", late)
             with pytest.raises(StatusError) as caught:
-                await second.jobs.pause(job)
+                await second.jobs.decisions.pause(job)
             assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
     asyncio.run(run())
@@ -914,9 +915,9 @@ def test_a_full_database_leaves_the_files_of_a_job_that_is_to_be_deleted(
 
         async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
             job = await only.submit(data_dir)
-            await only.jobs.pause(job)
+            await only.jobs.decisions.pause(job)
             with pytest.raises(OSError, match="the disk is full"):
-                await only.jobs.delete(job)
+                await only.jobs.decisions.delete(job)
             assert removed == []
 
     asyncio.run(run())
@@ -931,7 +932,7 @@ def test_a_call_that_is_cancelled_while_it_takes_a_job_keeps_no_lease(
 
         async with servers(data_dir, stays, lease_s=PATIENCE_S) as (only,):
             job = await only.submit(data_dir)
-            await only.jobs.pause(job)
+            await only.jobs.decisions.pause(job)
             recover = only.jobs._recover
 
             async def interrupted(taken: Job) -> None:
@@ -941,7 +942,7 @@ def test_a_call_that_is_cancelled_while_it_takes_a_job_keeps_no_lease(
 
             assert only.jobs.replica is not None
             monkeypatch.setattr(only.jobs.replica, "_recover", interrupted)
-            deleting = asyncio.create_task(only.jobs.delete(job))
+            deleting = asyncio.create_task(only.jobs.decisions.delete(job))
             await asyncio.wait([deleting])
             await until(lambda: not only.jobs.registry.live)
             row = data_dir.database.job(job)
@@ -972,7 +973,7 @@ def test_a_job_is_given_back_once_and_after_its_files_are_removed(
             name = await only.submit(data_dir)
             await until(lambda: only.workers.given and only.workers.given[0].sent)
             job = only.jobs.registry.live[name]
-            await only.jobs.pause(name)
+            await only.jobs.decisions.pause(name)
             await until(removing.is_set)
             assert only.jobs.replica is not None
             only.jobs.replica.settle(job)

@@ -144,7 +144,7 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         reached = live.last_progress.step
         await until(lambda: manager.pid(job) and live.last_progress.step > reached)
         os.kill(manager.pid(job), signal.SIGSTOP)
-        row = await asyncio.wait_for(manager.jobs.pause(job), TIMEOUT_S - 1)
+        row = await asyncio.wait_for(manager.jobs.decisions.pause(job), TIMEOUT_S - 1)
         assert (row.state, row.reason) == ("running", "pausing on request")
         with pytest.raises(StatusError, match="did not stop within 3 seconds"):
             await manager.ended(job)
@@ -152,7 +152,7 @@ def test_a_process_that_stands_still_is_killed_and_nothing_is_lost(data_dir: Dat
         row = await manager.jobs.registry.row(job)
         assert row.state == "paused"
         assert row.reason.startswith("paused on request: ")
-        await manager.jobs.resume(job)
+        await manager.jobs.decisions.resume(job)
         await manager.ended(job)
         assert manager.weights("still") == train(TEXT, config()).parameters.flat.tobytes()
 
@@ -166,7 +166,7 @@ def test_a_cancelled_process_that_stands_still_leaves_its_last_checkpoint(
         job = await manager.submit("m", config(ENDLESS))
         await manager.started(job)
         os.kill(manager.pid(job), signal.SIGSTOP)
-        row = await asyncio.wait_for(manager.jobs.cancel(job), TIMEOUT_S - 1)
+        row = await asyncio.wait_for(manager.jobs.decisions.cancel(job), TIMEOUT_S - 1)
         assert (row.state, row.reason) == ("running", "cancelling on request")
         model = await manager.ended(job)
         assert model.training.ended_by == f"cancelled on request after {model.training.steps} steps"
@@ -201,12 +201,12 @@ def test_a_step_that_takes_minutes_can_be_left(data_dir: DataDir) -> None:
         long = config(accumulation_steps=4096)
         job = await manager.submit("long", long)
         await until(lambda: manager.jobs.registry.live[job].has_started)
-        await manager.jobs.pause(job)
+        await manager.jobs.decisions.pause(job)
         with pytest.raises(StatusError, match="is paused: paused on request; resume it"):
             await manager.ended(job)
-        await manager.jobs.resume(job)
+        await manager.jobs.decisions.resume(job)
         await until(lambda: manager.pid(job))
-        await manager.jobs.cancel(job)
+        await manager.jobs.decisions.cancel(job)
         with pytest.raises(StatusError, match="was cancelled before it had trained"):
             await manager.ended(job)
         assert (await manager.jobs.registry.row(job)).reason == "cancelled on request"
